@@ -1,0 +1,1 @@
+"""Run exported Jakiro engines: draft a tree, verify it in one pass, keep what the target agrees with."""
