@@ -1,0 +1,1 @@
+"""The graphs: how a target and a head become ONNX."""

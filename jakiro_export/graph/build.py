@@ -1,0 +1,139 @@
+"""The two graphs of an engine, from a target and a head: traced without weights, bound to recipes, simplified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from jakiro_export.checkpoint.head import HeadCheckpoint
+from jakiro_export.checkpoint.target import Target
+from jakiro_export.graph import dispatch, draft, passes, target
+from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Weight
+
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16}
+_NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How the graphs are written.
+
+    precision: "fp32" or "fp16", weights and activations
+    bitwise: make every sum that depends on where a token sits exact (see `graph.attention`)
+    opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
+    draft_vocab: how many tokens the head may propose; None for all
+    """
+
+    precision: str
+    bitwise: bool
+    opset: int
+    shape: draft.TreeShape
+    draft_vocab: int | None
+
+
+def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]) -> ir.Model:
+    """The target's graph with its weights as recipes."""
+    model = target.build_meta(checkpoint.config, _TORCH[options.precision])
+    # a tied or wrapped parameter has several names; the first one is the checkpoint's
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    buffers = target.computed_buffers(model)
+    traced = target.trace(model, options.opset, options.bitwise)
+    dtype = _NUMPY[options.precision]
+    weights: dict[str, Weight] = {
+        f"model.{name}": Stored(checkpoint.store, checkpoint.tensor_name(names[id(tensor)]), dtype)
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+        if f"model.{name}" in traced.graph.initializers
+    }
+    weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
+    passes.bind(traced, weights)
+    _prepare(traced, "target", [], metadata)
+    return traced
+
+
+def draft_token_map(head: HeadCheckpoint, draft_vocab: int | None) -> np.ndarray | None:
+    """The tokens a reduced projection keeps, ascending [draft_vocab]; None where it keeps all.
+
+    The head's checkpoint may say how often each token occurs. Where it does not, low token numbers are kept: byte-pair
+    vocabularies are numbered in the order of their merges, which is nearly the order of frequency.
+    """
+    if draft_vocab is None or draft_vocab >= head.config.vocab:
+        return None
+    order = head.token_order if head.token_order is not None else np.arange(head.config.vocab)
+    if len(order) < draft_vocab:
+        order = np.concatenate([order, np.setdiff1d(np.arange(head.config.vocab), order)])
+    return np.sort(order[:draft_vocab]).astype(np.int64)
+
+
+def draft_weights(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions) -> dict[str, Weight]:
+    """The recipes of a draft graph's parameters, by their name in `graph.draft.DraftGraph`."""
+    dtype = _NUMPY[options.precision]
+
+    def of(name: str) -> Stored:
+        return Stored(head.store, name, dtype)
+
+    config, layer = head.config, "layers.0."
+    experts = [f"{layer}mlp_moe.experts.{n}." for n in range(config.experts)]
+    gate_up = Stacked(tuple(of(f"{base}{kind}_proj.weight") for base in experts for kind in ("gate", "up")))
+    down = Stacked(tuple(of(f"{base}down_proj.weight") for base in experts))
+    weights: dict[str, Weight] = {
+        "head.fc.weight": of("fc.weight"),
+        "head.o_proj.weight": of(f"{layer}self_attn.o_proj.weight"),
+        "head.router.weight": of(f"{layer}mlp_moe.gate.weight"),
+        "head.norm": of(f"{layer}post_attention_layernorm.weight"),
+        "head.gate_up": Reshaped(gate_up, (config.experts, 2 * config.inner, config.hidden)),
+        "head.down": Reshaped(down, (config.experts, config.hidden, config.inner)),
+    }
+    if config.fc_bias:
+        weights["head.fc.bias"] = of("fc.bias")
+    for name in ("q", "k", "v"):
+        weights[f"head.{name}_proj.weight"] = of(f"{layer}self_attn.{name}_proj.weight")
+        if config.qkv_bias:
+            weights[f"head.{name}_proj.bias"] = of(f"{layer}self_attn.{name}_proj.bias")
+    embedding = checkpoint.tensor_name("model.embed_tokens.weight")
+    tied = bool(getattr(checkpoint.config, "tie_word_embeddings", False))
+    projection = embedding if tied else checkpoint.tensor_name("lm_head.weight")
+    weights["embedding"] = Stored(checkpoint.store, embedding, dtype)
+    token_map = draft_token_map(head, options.draft_vocab)
+    if token_map is None:
+        weights["projection"] = Stored(checkpoint.store, projection, dtype)
+    else:
+        weights["projection"] = Picked(checkpoint.store, projection, dtype, token_map)
+        weights["token_map"] = Array(token_map)
+    return weights
+
+
+def draft_graph(
+    head: HeadCheckpoint, checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]
+) -> ir.Model:
+    """The draft phase's graph with its weights as recipes, the dispatch operator's bodies beside it."""
+    dtype = _TORCH[options.precision]
+    with torch.device("meta"):
+        module = draft_module(head, options).to(dtype)
+    traced = draft.trace(module, options.opset, dtype)
+    weights = draft_weights(head, checkpoint, options)
+    weights["head.rotary.inv_freq"] = Array(draft.LlamaRotaryEmbedding(head.config.llama).inv_freq.numpy())
+    passes.bind(traced, weights)
+    kind = ir.DataType.from_numpy(_NUMPY[options.precision])
+    body = dispatch.function(
+        head.config.experts, head.config.experts_per_token, options.opset, kind
+    )
+    _prepare(traced, "draft", [body], metadata)
+    return traced
+
+
+def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.DraftGraph:
+    """The draft phase as a torch module, its parameters empty."""
+    token_map = draft_token_map(head, options.draft_vocab)
+    size = len(token_map) if token_map is not None else None
+    return draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
+
+
+def _prepare(traced: Any, name: str, functions: list[Any], metadata: Mapping[str, str]) -> None:
+    passes.simplify(traced)
+    passes.fuse_projections(traced)
+    passes.finish(traced, name, functions, metadata)

@@ -1,0 +1,290 @@
+"""The head, and the whole drafting phase unrolled into one graph.
+
+Arithmetic: arXiv 2502.06282 and the published checkpoints. The tree is grown breadth first: a beam of `top_k` nodes a level, the
+last two levels from one forward (the primary output gives the next level, the contrast output the one after it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from jakiro_export.graph import operators
+from jakiro_export.graph.attention import Part, additive_mask, attention, tile_groups
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """The shape of the tree a draft graph grows.
+
+    depth: rounds after the first forward; the tree has depth + 1 levels
+    top_k: nodes expanded a level, and candidates of each
+    nodes: nodes kept, the root not counted
+    pairing: which input of the parallel step a node of the last level takes its candidates from: its parent's
+        ("parent") or the one of the same number ("published", as the reference code does)
+    """
+
+    depth: int = 5
+    top_k: int = 8
+    nodes: int = 31
+    pairing: str = "parent"
+
+    @property
+    def candidates(self) -> int:
+        """Nodes proposed in all, of which `nodes` are kept."""
+        return self.top_k + self.depth * self.top_k**2
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The sizes of a published head (`config.json`)."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    experts_per_token: int
+    inner: int
+    vocab: int
+    fc_bias: bool
+    qkv_bias: bool
+    norm_eps: float
+    llama: LlamaConfig
+
+    @staticmethod
+    def from_dict(config: dict[str, Any]) -> HeadConfig:
+        """Read a head's `config.json`. Raises KeyError for a missing field, ValueError for an unusable one."""
+        llama = LlamaConfig(**{key: value for key, value in config.items() if key not in ("architectures", "dtype")})
+        heads = int(config["num_attention_heads"])
+        return HeadConfig(
+            hidden=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads", heads)),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            experts=int(config.get("num_local_experts", 2)),
+            experts_per_token=int(config.get("num_experts_per_tok", 2)),
+            inner=int(config.get("intermediate") or config["hidden_size"]),
+            vocab=int(config["vocab_size"]),
+            fc_bias=bool(config.get("bias", True)),
+            qkv_bias=bool(config.get("qkv_bias", False)),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            llama=llama,
+        )
+
+
+class Head(nn.Module):
+    """One draft layer: fc over (embedding, feature), attention without a norm before it, mixture of experts."""
+
+    def __init__(self, config: HeadConfig, fused: bool) -> None:
+        super().__init__()
+        c, self.config, self.fused = config, config, fused
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.fc = nn.Linear(2 * c.hidden, c.hidden, bias=c.fc_bias)
+        self.q_proj = nn.Linear(c.hidden, q, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden, kv, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden, kv, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(q, c.hidden, bias=False)
+        self.norm = nn.Parameter(torch.empty(c.hidden))
+        self.router = nn.Linear(c.hidden, c.experts + 2, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.inner, c.hidden))
+        self.down = nn.Parameter(torch.empty(c.experts, c.hidden, c.inner))
+        self.rotary = LlamaRotaryEmbedding(c.llama)
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.config.head_dim)).transpose(1, 2)
+
+    def _rotate(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        cos, sin = self.rotary(x, position_ids)
+        half = cos.shape[-1] // 2
+        return operators.rotary(x, cos[..., :half], sin[..., :half]) if self.fused else _rotary(x, cos, sin)
+
+    def keys_values(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [batch, kv_heads, rows, head_dim] of inputs [batch, rows, hidden]."""
+        kv = self.config.kv_heads
+        return self._rotate(self._heads(self.k_proj(x), kv), position_ids), self._heads(self.v_proj(x), kv)
+
+    def features(self, x: Tensor, position_ids: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
+        """The next features (primary, contrast), both [batch, rows, hidden], of inputs [batch, rows, hidden]."""
+        c = self.config
+        query = self._rotate(self._heads(self.q_proj(x), c.heads), position_ids)
+        seen = attention(query, parts, c.head_dim**-0.5, bitwise=False).transpose(1, 2).flatten(2)
+        x = x + self.o_proj(seen)
+        normed = (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, c.norm_eps).flatten(0, 1)
+        logits = self.router(normed)
+        left, right = operators.expert_dispatch(
+            normed, logits, self.gate_up, self.down, c.experts_per_token, contrast
+        )  # [batch * rows, hidden]
+        return x + left.view_as(x), x + right.view_as(x)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon)
+    return normed.to(x.dtype) * weight
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+
+
+def _pick(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows [batch, n] of x [batch, rows, width], as [batch, n, width]."""
+    return torch.gather(x, 1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+class DraftGraph(nn.Module):
+    """The drafting phase under the graph contract.
+
+    embedding [vocab, hidden] and projection [draft_vocab, hidden] are the target's. `token_map` [draft_vocab] says which
+    token a row of the projection stands for; None where that is the row's own number.
+    """
+
+    def __init__(self, head: Head, shape: TreeShape, draft_vocab: int | None) -> None:
+        super().__init__()
+        self.head, self.shape = head, shape
+        config = head.config
+        self.embedding = nn.Parameter(torch.empty(config.vocab, config.hidden))
+        self.projection = nn.Parameter(torch.empty(draft_vocab or config.vocab, config.hidden))
+        self.token_map: Tensor | None
+        self.register_buffer("token_map", torch.zeros(draft_vocab, dtype=torch.int64) if draft_vocab else None)
+
+    def _input(self, tokens: Tensor, features: Tensor) -> Tensor:
+        return self.head.fc(torch.cat([nn.functional.embedding(tokens, self.embedding), features], -1))
+
+    def _candidates(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The best `top_k` next tokens after each feature: log-probabilities and tokens, both [batch, rows, top_k]."""
+        logits = nn.functional.linear(features.flatten(0, 1), self.projection).float()
+        best, index = logits.topk(self.shape.top_k, dim=-1)
+        top = best[:, :1]
+        log_total = top + (logits - top).exp().sum(-1, keepdim=True).log()
+        tokens = index if self.token_map is None else self.token_map[index]
+        size = (*features.shape[:2], self.shape.top_k)
+        return (best - log_total).view(size), tokens.view(size)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        last_row: Tensor,
+        past_length: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
+        head, width, dtype = self.head, self.shape.top_k, hidden_states.dtype
+        rows, device = input_ids.shape[1], input_ids.device
+        groups = head.config.heads // head.config.kv_heads
+
+        # first forward: every accepted row gives its keys; only the last one needs the rest of the layer
+        x = self._input(input_ids, hidden_states)
+        new_key, new_value = head.keys_values(x, position_ids)
+        slots = torch.arange(past_key.shape[2], device=device)
+        in_past = (slots[None, :] < past_length[:, None])[:, None, None, :]
+        in_rows = (torch.arange(rows, device=device)[None, :] <= last_row[:, None])[:, None, None, :]
+        parts = [
+            Part(past_key, past_value, additive_mask(in_past, dtype)),
+            Part(new_key, new_value, additive_mask(in_rows, dtype)),
+        ]
+        position = torch.gather(position_ids, 1, last_row[:, None])  # [batch, 1]
+        primary, contrast = head.features(_pick(x, last_row[:, None]), position, parts, self.shape.depth == 1)
+        scores, tokens = self._candidates(primary)
+        scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
+        features = primary.expand(-1, width, -1)
+
+        # every candidate so far; a candidate's number is its place in this list
+        all_scores, all_tokens, all_parents = [scores], [tokens], [torch.full_like(tokens, -1)]
+        beam = torch.arange(width, device=device).expand_as(tokens)  # the beam's candidate numbers
+        count = width
+        itself = torch.eye(width, dtype=torch.bool, device=device).expand(tokens.shape[0], width, width)
+        ancestors = itself  # [batch, top_k, tree rows so far]
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        source = torch.zeros_like(tokens)  # for the last round: which row of `contrast` a beam entry continues
+
+        for round_ in range(self.shape.depth):
+            if round_ < self.shape.depth - 1:
+                x = self._input(tokens, features)
+                position = position + 1
+                key, value = head.keys_values(x, position.expand(-1, width))
+                keys, values = [*keys, key], [*values, value]
+                mask = tile_groups(additive_mask(ancestors, dtype), groups)
+                tree = Part(torch.cat(keys, 2), torch.cat(values, 2), mask)
+                parallel = round_ == self.shape.depth - 2
+                features, right = head.features(x, position.expand(-1, width), [*parts, tree], parallel)
+                if parallel:
+                    contrast = right
+                log_probs, next_tokens = self._candidates(features)  # [batch, top_k, top_k]
+            else:
+                log_probs, next_tokens = self._candidates(contrast)
+                if self.shape.depth > 1 and self.shape.pairing == "parent":
+                    log_probs, next_tokens = _pick(log_probs, source), _pick(next_tokens, source)
+            totals = (scores[:, :, None] + log_probs).flatten(1)  # [batch, top_k * top_k]
+            flat_tokens = next_tokens.expand(-1, width, -1).flatten(1)
+            all_scores.append(totals)
+            all_tokens.append(flat_tokens)
+            all_parents.append(beam[:, :, None].expand(-1, -1, width).flatten(1))
+            if round_ < self.shape.depth - 1:
+                scores, chosen = totals.topk(width, dim=-1)
+                source = torch.div(chosen, width, rounding_mode="floor")
+                tokens = torch.gather(flat_tokens, 1, chosen)
+                features = _pick(features, source)
+                beam = chosen + count
+                ancestors = torch.cat([_pick(ancestors.float(), source) > 0.5, itself], -1)
+            count += width * width
+        return (*self._best(all_scores, all_tokens, all_parents), new_key, new_value)
+
+    def _best(self, scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The best `nodes` of all candidates, kept in candidate order, so that a parent precedes its child."""
+        every_score, every_token, every_parent = torch.cat(scores, 1), torch.cat(tokens, 1), torch.cat(parents, 1)
+        _, best = every_score.topk(self.shape.nodes, dim=-1)
+        kept, _ = torch.topk(best, self.shape.nodes, dim=-1, largest=False)  # ascending: [batch, nodes]
+        parent = torch.gather(every_parent, 1, kept)
+        place = (kept[:, None, :] == parent[:, :, None]).int()  # [batch, nodes, nodes]
+        number = torch.arange(1, self.shape.nodes + 1, dtype=torch.int32, device=kept.device)
+        tree_parents = (place * number).sum(-1).to(torch.int64)  # 0, the root, where no node matches
+        return torch.gather(every_token, 1, kept), tree_parents, torch.gather(every_score, 1, kept)
+
+
+def trace(graph: DraftGraph, opset: int, dtype: torch.dtype) -> Any:
+    """The draft phase's ONNX graph, without weight values: initializers carry the parameters' names.
+
+    Returns:
+        onnx_ir.Model with the contract's inputs, outputs and axis names
+    """
+    config = graph.head.config
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    cache = empty(2, config.kv_heads, 16, config.head_dim, dtype=dtype)
+    features = empty(2, 3, config.hidden, dtype=dtype)
+    batch, rows, capacity = (torch.export.Dim(name) for name in ("batch", "rows", "capacity"))
+    by_row = {0: batch, 1: rows}
+    with torch.no_grad():
+        program = torch.onnx.export(
+            graph.eval(),
+            (empty(2, 3), features, empty(2, 3), empty(2), empty(2), cache, cache),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            custom_translation_table=operators.TRANSLATIONS,
+            opset_version=opset,
+            dynamic_shapes=(
+                *(by_row, by_row, by_row, {0: batch}, {0: batch}),
+                *({0: batch, 2: capacity}, {0: batch, 2: capacity}),
+            ),
+            input_names=[
+                *("input_ids", "hidden_states", "position_ids", "last_row"),
+                *("past_length", "past_key", "past_value"),
+            ],
+            output_names=["tree_tokens", "tree_parents", "tree_scores", "new_key", "new_value"],
+        )
+    assert program is not None
+    return program.model

@@ -1,0 +1,80 @@
+"""Operators that are one node in ONNX but several in torch: defined once, with eager code and their ONNX translation.
+
+In eager torch they compute what the node computes, so that a traced module can also be run and compared. `TRANSLATIONS` is
+handed to `torch.onnx.export`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxscript
+import torch
+from onnxscript import opset23
+from torch import Tensor
+
+from jakiro_export.graph import dispatch
+
+
+@torch.library.custom_op("jakiro::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root-mean-square norm over the last axis, in float32, then scaled by `weight`; any shape."""
+    normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon)
+    return normed.to(x.dtype) * weight
+
+
+@rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("jakiro::rotary", mutates_args=())
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate halves: x [batch, heads, rows, head_dim]; cos and sin [batch, rows, head_dim / 2]."""
+    left, right = x.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+@rotary.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("jakiro::expert_dispatch", mutates_args=())
+def expert_dispatch(
+    x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool
+) -> tuple[Tensor, Tensor]:
+    """The mixture; see `dispatch.reference` for shapes and arithmetic."""
+    return dispatch.reference(x, router_logits, gate_up, down, top_k, contrast)
+
+
+@expert_dispatch.register_fake
+def _(
+    x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+_JAKIRO = onnxscript.values.Opset(dispatch.DOMAIN, dispatch.VERSION)
+
+
+def _onnx_rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
+    return opset23.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
+
+
+def _onnx_rotary(x: Any, cos: Any, sin: Any) -> Any:
+    return opset23.RotaryEmbedding(x, cos, sin)
+
+
+def _onnx_dispatch(x: Any, router_logits: Any, gate_up: Any, down: Any, top_k: int, contrast: bool) -> Any:
+    return _JAKIRO.ExpertDispatch(
+        x, router_logits, gate_up, down, top_k=top_k, contrast=int(contrast), plugin_namespace="jakiro", _outputs=2
+    )
+
+
+TRANSLATIONS = {
+    torch.ops.jakiro.rms_norm.default: _onnx_rms_norm,
+    torch.ops.jakiro.rotary.default: _onnx_rotary,
+    torch.ops.jakiro.expert_dispatch.default: _onnx_dispatch,
+}
