@@ -263,14 +263,15 @@ def trace(graph: DraftGraph, opset: int, dtype: torch.dtype) -> Any:
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    cache = empty(2, config.kv_heads, 16, config.head_dim, dtype=dtype)
+    # two tensors, not one twice: the exporter would take past_key for past_value
+    past_key, past_value = (empty(2, config.kv_heads, 16, config.head_dim, dtype=dtype) for _ in range(2))
     features = empty(2, 3, config.hidden, dtype=dtype)
     batch, rows, capacity = (torch.export.Dim(name) for name in ("batch", "rows", "capacity"))
     by_row = {0: batch, 1: rows}
     with torch.no_grad():
         program = torch.onnx.export(
             graph.eval(),
-            (empty(2, 3), features, empty(2, 3), empty(2), empty(2), cache, cache),
+            (empty(2, 3), features, empty(2, 3), empty(2), empty(2), past_key, past_value),
             dynamo=True,
             optimize=False,
             verbose=False,

@@ -1,0 +1,104 @@
+"""`jakiro-export`: a target and a head in, an engine directory out."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_EPILOG = """\b
+Examples:
+  jakiro-export --draft smollm2-135m --target smollm2-135m --out out/smollm2
+  jakiro-export --draft ckpt/ --target llama2-7b --precision fp16 --out out/llama2
+  jakiro-export --draft ckpt/ --target model.gguf --draft-vocab 16384 --out out/mine
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--draft", "-d", required=True, metavar="D", help="The head: a folder (config.json and "
+              "model.safetensors or pytorch_model.bin), a hub id, or an alias.")  # fmt: skip
+@click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
+              "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="The engine directory to write. It appears when it is complete.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32",
+              help="fp32 for CPUs, fp16 for GPUs.")  # fmt: skip
+@click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise in fp32",
+              help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
+              "of sums, faster at long contexts.")  # fmt: skip
+@click.option("--depth", type=click.IntRange(1, 32), default=5, help="Rounds of the draft phase; the tree is one level "
+              "deeper.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1, 64), default=8, help="Nodes expanded on each level of the tree.")
+@click.option("--nodes", type=click.IntRange(1, 512), default=31, help="Nodes of the tree that the target verifies.")
+@click.option("--pairing", type=click.Choice(["parent", "published"]), default="parent", help="Where the last level "
+              "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
+@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all", help="Let the head propose "
+              "only the N most frequent tokens. The output does not change; drafting gets cheaper.")  # fmt: skip
+@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
+              help="Most positions a session may use.")  # fmt: skip
+@click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 for TensorRT 10.3 (JetPack 6), "
+              "which does not parse 23.")  # fmt: skip
+@click.option("--verify/--no-verify", default=True, help="Compare ONNX Runtime with torch. Needs memory for the whole "
+              "target; without it the export stays under 1 GB for safetensors.")  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="jakiro-export")
+def main(debug: bool, **settings: Any) -> None:
+    """Export a Jakiro head and its target to ONNX, checked against torch.
+
+    The result runs with `jakiro-run --engine DIR` on any CPU, and is what `jakiro-build` makes TensorRT engines from.
+    """
+    from jakiro_export.errors import ExportError, UsageError
+
+    try:
+        _run(**settings)
+    except UsageError as error:
+        _fail(error, 2, debug)
+    except ExportError as error:
+        _fail(error, 1, debug)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(ExportError(f"The disk is full; nothing was left in {settings['out']}."), 1, debug)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; nothing was written.", err=True)
+        sys.exit(130)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> None:
+    if debug:
+        raise error
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(code)
+
+
+def _run(
+    precision: str,
+    equality: str | None,
+    depth: int,
+    top_k: int,
+    nodes: int,
+    pairing: str,
+    draft_vocab: int | None,
+    opset: int,
+    **rest: Any,
+) -> None:
+    from jakiro_export.quiet import quiet_libraries
+
+    quiet_libraries()
+    from jakiro_export.errors import UsageError
+    from jakiro_export.export import ExportOptions, export
+    from jakiro_export.graph.build import GraphOptions
+    from jakiro_export.graph.draft import TreeShape
+    from jakiro_export.report import Report
+
+    if equality == "bitwise" and precision != "fp32":
+        raise UsageError("--equality bitwise needs --precision fp32: half-precision sums are rounded on the way.")
+    bitwise = (equality or ("bitwise" if precision == "fp32" else "numerical")) == "bitwise"
+    shape = TreeShape(depth, top_k, nodes, pairing)
+    graphs = GraphOptions(precision, bitwise, opset, shape, draft_vocab)
+    report = Report()
+    export(ExportOptions(graphs=graphs, **rest), report)
+    report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")

@@ -1,0 +1,19 @@
+"""Libraries that talk while they work, asked not to: the exporter says what a user needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Silence torch's exporter, transformers' bars and their warnings. Call before importing them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not os.isatty(2) else "0")
+    warnings.filterwarnings("ignore")
+    for name in ("torch.onnx", "torch.onnx._internal.exporter", "torch.export", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
