@@ -132,7 +132,8 @@ def _check_pair(target: Target, head: HeadCheckpoint, options: ExportOptions) ->
 
 def architecture(target: Target) -> str:
     """The model class the target's configuration names."""
-    return str((getattr(target.config, "architectures", None) or [target.config.model_type])[0])
+    names = getattr(target.config, "architectures", None)
+    return str(names[0]) if names else type(target.model()).__name__
 
 
 def context_limit(target: Target, max_context: int | None) -> int:
@@ -151,7 +152,9 @@ def context_limit(target: Target, max_context: int | None) -> int:
 def _found(target: Target, head: HeadCheckpoint, options: ExportOptions) -> Iterator[tuple[str, str]]:
     config: Any = target.config
     kv = config.num_key_value_heads
-    count = sum(int(np.prod(shape)) for shape in target.store.shapes().values())
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    shapes = target.store.shapes().items()
+    count = sum(int(np.prod(shape)) for name, shape in shapes if not (tied and name == "lm_head.weight"))
     yield (
         "target",
         f"{options.target}: {architecture(target)}, {count / 1e6:.1f} M parameters, {config.num_hidden_layers} layers, hidden "

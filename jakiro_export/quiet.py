@@ -10,7 +10,8 @@ import warnings
 def quiet_libraries() -> None:
     """Silence torch's exporter, transformers' bars and their warnings. Call before importing them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not os.isatty(2) else "0")
+    if not os.isatty(2):
+        os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
     for name in ("torch.onnx", "torch.onnx._internal.exporter", "torch.export", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)

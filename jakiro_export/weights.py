@@ -54,7 +54,7 @@ class Stored:
             yield self.store.rows(self.name, start, min(start + step, rows)).astype(self.dtype, copy=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picked:
     """Some rows of a stored tensor, in the order given: the head's reduced vocabulary."""
 
@@ -81,7 +81,7 @@ class Picked:
             yield out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Array:
     """A small tensor held in memory."""
 

@@ -6,6 +6,7 @@ by name afterwards (`graph.binding`).
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,7 +155,8 @@ def build_meta(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     names = getattr(config, "architectures", None) or [config.model_type]
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=dtype)
+            # a copy: transformers notes the attention in the configuration it is given
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION, dtype=dtype)
     except (ValueError, KeyError, AttributeError) as error:
         raise ExportError(
             f"The target's architecture {names[0]} is not one this exporter can trace ({error}); "
