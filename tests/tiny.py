@@ -95,3 +95,30 @@ def make_head(folder: Path, seed: int = 1, **changes: object) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file(head_tensors(config, seed), folder / "model.safetensors")
     return folder
+
+
+def make_engine(out: Path, target: Path, head: Path, **settings: object) -> Path:
+    """Export a tiny target and head; settings are `GraphOptions` and `TreeShape` fields, and `verify`."""
+    from rich.console import Console
+
+    from jakiro_export.export import ExportOptions, export
+    from jakiro_export.graph.build import GraphOptions
+    from jakiro_export.graph.draft import TreeShape
+    from jakiro_export.report import Report
+
+    def take(defaults: dict[str, object]) -> dict[str, object]:
+        return {name: settings.pop(name, value) for name, value in defaults.items()}
+
+    shape = TreeShape(**take({"depth": 3, "top_k": 4, "nodes": 12, "pairing": "parent"}))
+    graphs = take({"precision": "fp32", "bitwise": True, "opset": 23, "draft_vocab": None})
+    rest = take({"max_context": None, "verify": True})
+    assert not settings, f"unknown settings {settings}"
+    options = ExportOptions(str(head), str(target), out, GraphOptions(shape=shape, **graphs), **rest)
+    export(options, Report(Console(quiet=True)))
+    return out
+
+
+def make_tiny_engine(folder: Path, **settings: object) -> Path:
+    """A whole tiny engine from nothing, in `folder / "engine"`."""
+    target, head = make_target(folder / "target"), make_head(folder / "head")
+    return make_engine(folder / "engine", target, head, **settings)

@@ -1,0 +1,34 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jakiro_export.quiet import quiet_libraries
+
+quiet_libraries()
+
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in transformers' format."""
+    return tiny.make_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="session")
+def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random head in the published format that fits `tiny_target`."""
+    return tiny.make_head(tmp_path_factory.mktemp("head"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
+    """An engine directory of the two, exported and verified as a user would, bitwise, 12 nodes."""
+    return tiny.make_engine(tmp_path_factory.mktemp("engine") / "tiny", tiny_target, tiny_head)

@@ -1,0 +1,112 @@
+"""The draft phase once more, written plainly from the paper: one sequence, lists and loops, nothing shared with the exporter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Node:
+    """A candidate: its token, its parent's number (-1: the root), its cumulative log-probability."""
+
+    token: int
+    parent: int
+    score: float
+
+
+class PlainDraft:
+    """One head on one sequence. `weights` has the published names; embedding and projection are the target's."""
+
+    def __init__(self, weights: dict[str, Tensor], embedding: Tensor, heads: int, kv_heads: int, theta: float) -> None:
+        self.w, self.embedding = {k: v.double() for k, v in weights.items()}, embedding.double()
+        self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
+        self.dim = self.w["layers.0.self_attn.q_proj.weight"].shape[0] // heads
+
+    def rope(self, x: Tensor, position: int) -> Tensor:
+        half = self.dim // 2
+        angle = position * self.theta ** (-torch.arange(half, dtype=torch.float64) * 2 / self.dim)
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    def key_value(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        key = (self.w["layers.0.self_attn.k_proj.weight"] @ x).view(self.kv_heads, self.dim)
+        value = (self.w["layers.0.self_attn.v_proj.weight"] @ x).view(self.kv_heads, self.dim)
+        return self.rope(key, position), value
+
+    def fc(self, token: int, feature: Tensor) -> Tensor:
+        return self.w["fc.weight"] @ torch.cat([self.embedding[token], feature]) + self.w.get("fc.bias", 0)
+
+    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """(left, right) features of one row that sees the given keys and values, its own among them."""
+        query = self.rope((self.w["layers.0.self_attn.q_proj.weight"] @ x).view(self.heads, self.dim), position)
+        out = []
+        for head in range(self.heads):
+            group = head // (self.heads // self.kv_heads)
+            scores = torch.stack([query[head] @ key[group] for key, _ in seen]) / self.dim**0.5
+            share = scores.softmax(0)
+            out.append(sum(p * value[group] for p, (_, value) in zip(share, seen, strict=True)))
+        x = x + self.w["layers.0.self_attn.o_proj.weight"] @ torch.cat(out)
+        normed = x / (x.pow(2).mean() + 1e-6).sqrt() * self.w["layers.0.post_attention_layernorm.weight"]
+        gate = self.w["layers.0.mlp_moe.gate.weight"] @ normed
+        expert = []
+        for n in range(2):
+            g, u, d = (self.w[f"layers.0.mlp_moe.experts.{n}.{k}_proj.weight"] for k in ("gate", "up", "down"))
+            expert.append(d @ (torch.nn.functional.silu(g @ normed) * (u @ normed)))
+        w = gate[:2].softmax(0)
+        p = gate[2:].softmax(0)
+        difference = p[0] * expert[0] - p[1] * expert[1]
+        right = difference if gate[2] > gate[3] else -difference
+        return x + w[0] * expert[0] + w[1] * expert[1], x + right
+
+    def best(self, feature: Tensor, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
+        projection = self.embedding if vocab is None else self.embedding[vocab]
+        logs, index = (projection @ feature).log_softmax(0).topk(k)
+        return [(i if vocab is None else vocab[i], p) for p, i in zip(logs.tolist(), index.tolist(), strict=True)]
+
+    def tree(
+        self,
+        tokens: list[int],
+        features: Tensor,
+        positions: list[int],
+        past: list[tuple[Tensor, Tensor]],
+        depth: int,
+        k: int,
+        nodes: int,
+        pairing: str = "parent",
+        vocab: list[int] | None = None,
+    ) -> list[Node]:
+        """The tree over accepted rows; `past` has the keys and values of earlier positions."""
+        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
+        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
+        left, right = self.layer(inputs[-1], positions[-1], seen)
+        candidates = [Node(token, -1, score) for token, score in self.best(left, k, vocab)]
+        # a beam entry: candidate number, feature it continues from, keys of its ancestors in the tree
+        beam: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = [(n, left, []) for n in range(k)]
+        rights, came_from = [right] * k, list(range(k))
+        for round_ in range(depth):
+            first = len(candidates)
+            if round_ < depth - 1:
+                position, lefts, rights, keys = positions[-1] + 1 + round_, [], [], []
+                for number, feature, ancestors in beam:
+                    x = self.fc(candidates[number].token, feature)
+                    own = [*ancestors, self.key_value(x, position)]
+                    a, b = self.layer(x, position, seen + own)
+                    lefts.append(a), rights.append(b), keys.append(own)
+                sources = lefts
+            else:
+                sources = [rights[row] for row in came_from] if pairing == "parent" else rights
+            for (number, _, _), source in zip(beam, sources, strict=True):
+                score = candidates[number].score
+                candidates += [Node(token, number, score + log) for token, log in self.best(source, k, vocab)]
+            if round_ < depth - 1:
+                order = sorted(range(k * k), key=lambda n: -candidates[first + n].score)[:k]
+                came_from = [n // k for n in order]
+                beam = [(first + n, lefts[n // k], keys[n // k]) for n in order]
+        kept = sorted(sorted(range(len(candidates)), key=lambda n: -candidates[n].score)[:nodes])
+        place = {number: n + 1 for n, number in enumerate(kept)}
+        return [
+            Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept
+        ]
