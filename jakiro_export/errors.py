@@ -7,4 +7,3 @@ class ExportError(Exception):
 
 class UsageError(ExportError):
     """A wrong call or unusable input: the message says which, and what would work. Exit code 2."""
-

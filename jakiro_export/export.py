@@ -228,9 +228,7 @@ def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportO
     ]
 
 
-def _manifest(
-    folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions, checks: list[Check]
-) -> Manifest:
+def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions, checks: list[Check]) -> Manifest:
     config: Any = target.config
     graphs, shape = options.graphs, options.graphs.shape
     token_map = draft_token_map(head, graphs.draft_vocab)

@@ -165,9 +165,7 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
     yield _batch_check(graph, cache, random, prompt, model, tolerance)
 
 
-def _batch_check(
-    graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarray, model: nn.Module, tolerance: float
-) -> Check:
+def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarray, model: nn.Module, tolerance: float) -> Check:
     """Two sequences with pasts of different lengths in one call; `cache` holds the first one's."""
     both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in cache.items()}
     split = len(short) - 3
@@ -211,7 +209,11 @@ def load_draft(head: HeadCheckpoint, target: Target, options: GraphOptions) -> n
 
 @torch.no_grad()
 def check_draft(
-    path: Path, head: HeadCheckpoint, target: Target, options: GraphOptions, features: Callable[[np.ndarray], np.ndarray]
+    path: Path,
+    head: HeadCheckpoint,
+    target: Target,
+    options: GraphOptions,
+    features: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[Check]:
     """Compare `draft.onnx` with eager torch: the same tree, the same scores, the same keys.
 
@@ -242,9 +244,7 @@ def check_draft(
         tensors = [torch.from_numpy(np.array(value)) for value in (*inputs.values(), *cache.values())]
         expected = module(*[t.float() if t.is_floating_point() else t for t in tensors])
         scores = np.sort(expected[2].numpy(), -1)
-        yield Check(
-            f"draft, {name}: tree scores", float(np.abs(np.sort(out["tree_scores"], -1) - scores).max()), 5 * tolerance
-        )
+        yield Check(f"draft, {name}: tree scores", float(np.abs(np.sort(out["tree_scores"], -1) - scores).max()), 5 * tolerance)
         yield Check(f"draft, {name}: keys", _difference(out["new_key"], expected[3].numpy()), tolerance)
         same = (out["tree_tokens"] == expected[0].numpy()) & (out["tree_parents"] == expected[1].numpy())
         # two candidates of nearly the same score may change places; exact trees are the tests' business

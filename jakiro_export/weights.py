@@ -186,7 +186,7 @@ def write(weight: Weight, descriptor: int, offset: int) -> int:
 
 
 def _write_all(descriptor: int, array: np.ndarray, position: int) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = memoryview(array.reshape(-1).view(np.uint8).data)
     while view:
         written = os.pwrite(descriptor, view, position)
         view, position = view[written:], position + written

@@ -108,9 +108,7 @@ def _check(store: TensorStore, config: HeadConfig, path: Path) -> None:
         if name not in shapes:
             raise ExportError(f"The head in {path} lacks the tensor {name}, expected with shape {list(shape)}.")
         if shapes[name] != shape:
-            raise ExportError(
-                f"The head in {path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}."
-            )
+            raise ExportError(f"The head in {path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}.")
     extra = [name for name in shapes if name not in expected and not name.startswith(_IGNORED)]
     if extra:
         raise ExportError(f"The head in {path} has a tensor {extra[0]} that a published Jakiro head does not have.")

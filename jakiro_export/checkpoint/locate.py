@@ -49,8 +49,7 @@ def _resolve(place: str, role: str) -> Path:
         if (_EXAMPLES / rest).is_dir():
             return _EXAMPLES / rest
         raise ExportError(
-            f"The shipped {role} lies in examples/{rest} of this project's sources, which are not here: "
-            "give its folder instead."
+            f"The shipped {role} lies in examples/{rest} of this project's sources, which are not here: give its folder instead."
         )
     return _from_hub(place)
 

@@ -79,8 +79,7 @@ class SafetensorsStore:
                 raise ExportError(f"{file}: tensor {name} claims {end - begin} bytes where its shape needs {expected}.")
             if 8 + length + end > size:
                 raise ExportError(
-                    f"{file} is truncated: tensor {name} ends at byte {8 + length + end}, the file at {size}; "
-                    "download it again."
+                    f"{file} is truncated: tensor {name} ends at byte {8 + length + end}, the file at {size}; download it again."
                 )
             self._entries[name] = (file, 8 + length + begin, shape, dtype)
 

@@ -16,7 +16,7 @@ from jakiro_export.graph import dispatch, draft, passes, target
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Weight
 
 _TORCH = {"fp32": torch.float32, "fp16": torch.float16}
-_NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+_NUMPY: dict[str, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def draft_weights(head: HeadCheckpoint, checkpoint: Target, options: GraphOption
     return weights
 
 
-def draft_graph(
-    head: HeadCheckpoint, checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]
-) -> ir.Model:
+def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]) -> ir.Model:
     """The draft phase's graph with its weights as recipes, the dispatch operator's bodies beside it."""
     dtype = _TORCH[options.precision]
     with torch.device("meta"):
@@ -119,9 +117,7 @@ def draft_graph(
     weights["head.rotary.inv_freq"] = Array(draft.LlamaRotaryEmbedding(head.config.llama).inv_freq.numpy())
     passes.bind(traced, weights)
     kind = ir.DataType.from_numpy(_NUMPY[options.precision])
-    body = dispatch.function(
-        head.config.experts, head.config.experts_per_token, options.opset, kind
-    )
+    body = dispatch.function(head.config.experts, head.config.experts_per_token, options.opset, kind)
     _prepare(traced, "draft", [body], metadata)
     return traced
 

@@ -11,6 +11,8 @@ the body; a TensorRT plugin of the same name replaces it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import torch
 import torch.nn.functional as F
@@ -81,7 +83,7 @@ def function(experts: int, top_k: int, opset: int, dtype: int) -> onnx.FunctionP
     """
     nodes: list[onnx.NodeProto] = []
 
-    def add(op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
+    def add(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
         nodes.append(helper.make_node(op, inputs, outputs, **attributes))
 
     def ints(name: str, *values: int) -> str:

@@ -6,6 +6,7 @@ handed to `torch.onnx.export`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnxscript
@@ -50,9 +51,7 @@ def expert_dispatch(
 
 
 @expert_dispatch.register_fake
-def _(
-    x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
@@ -73,7 +72,7 @@ def _onnx_dispatch(x: Any, router_logits: Any, gate_up: Any, down: Any, top_k: i
     )
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.jakiro.rms_norm.default: _onnx_rms_norm,
     torch.ops.jakiro.rotary.default: _onnx_rotary,
     torch.ops.jakiro.expert_dispatch.default: _onnx_dispatch,

@@ -113,9 +113,7 @@ def _constant_shapes(model: ir.Model) -> None:
         value = model.graph.initializers.get(name)
         if value is None:
             tensor = ir.Tensor(np.array(sizes, np.int64), name=name)
-            value = ir.Value(
-                name=name, shape=ir.Shape([len(sizes)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
-            )
+            value = ir.Value(name=name, shape=ir.Shape([len(sizes)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
             model.graph.register_initializer(value)
         node.replace_input_with(1, value)
         node.attributes.pop("allowzero", None)

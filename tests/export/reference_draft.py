@@ -107,6 +107,4 @@ class PlainDraft:
                 beam = [(first + n, lefts[n // k], keys[n // k]) for n in order]
         kept = sorted(sorted(range(len(candidates)), key=lambda n: -candidates[n].score)[:nodes])
         place = {number: n + 1 for n, number in enumerate(kept)}
-        return [
-            Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept
-        ]
+        return [Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept]

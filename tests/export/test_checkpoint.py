@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from jakiro_export.checkpoint.head import load_head
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.store import MemoryStore, SafetensorsStore

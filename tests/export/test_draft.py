@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_draft import PlainDraft
 from safetensors.torch import load_file
 
+import tiny
 from jakiro_export.checkpoint.head import load_head
 from jakiro_export.checkpoint.target import load_target
 from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map

