@@ -1,1 +1,18 @@
-"""Run exported Jakiro engines: draft a tree, verify it in one pass, keep what the target agrees with."""
+"""Run exported Jakiro engines: draft a tree, verify it in one pass, keep what the target agrees with.
+
+    from jakiro_runtime import Engine
+
+    engine = Engine.open("out/smollm2")
+    session = engine.session()
+    for event in session.generate(engine.chat_prompt([{"role": "user", "content": "Why is the sky blue?"}])):
+        print(event.text, end="", flush=True)
+    print(session.stats.line())
+"""
+
+from jakiro_runtime.engine import Engine
+from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_runtime.sampling import Chooser, Greedy
+from jakiro_runtime.session import Event, Session
+from jakiro_runtime.stats import Stats
+
+__all__ = ["Chooser", "Engine", "EngineError", "Event", "Greedy", "Session", "Stats", "UsageError"]
