@@ -1,12 +1,12 @@
 """Run exported Jakiro engines: draft a tree, verify it in one pass, keep what the target agrees with.
 
-    from jakiro_runtime import Engine
+from jakiro_runtime import Engine
 
-    engine = Engine.open("out/smollm2")
-    session = engine.session()
-    for event in session.generate(engine.chat_prompt([{"role": "user", "content": "Why is the sky blue?"}])):
-        print(event.text, end="", flush=True)
-    print(session.stats.line())
+engine = Engine.open("out/smollm2")
+session = engine.session()
+for event in session.generate(engine.chat_prompt([{"role": "user", "content": "Why is the sky blue?"}])):
+    print(event.text, end="", flush=True)
+print(session.stats.line())
 """
 
 from jakiro_runtime.engine import Engine

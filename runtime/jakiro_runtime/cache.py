@@ -36,6 +36,8 @@ class KVCache:
         dtypes: tuple[np.dtype, np.dtype],
         batch: int = 1,
     ) -> None:
+        self.keys: np.ndarray
+        self.values: np.ndarray
         self.names, self.length, self.capacity = list(names), 0, 0
         self._shape, self._dtypes = (len(self.names), batch, kv_heads, head_dim), dtypes
         self.reserve(1)
@@ -46,11 +48,11 @@ class KVCache:
             return False
         layers, batch, heads, dim = self._shape
         self.capacity = bucket(slots)
-        grown = [np.zeros((layers, batch, heads, self.capacity, dim), dtype) for dtype in self._dtypes]
+        keys, values = [np.zeros((layers, batch, heads, self.capacity, dim), dtype) for dtype in self._dtypes]
         if self.length:
-            grown[0][..., : self.length, :] = self.keys[..., : self.length, :]
-            grown[1][..., : self.length, :] = self.values[..., : self.length, :]
-        self.keys, self.values = grown
+            keys[..., : self.length, :] = self.keys[..., : self.length, :]
+            values[..., : self.length, :] = self.values[..., : self.length, :]
+        self.keys, self.values = keys, values
         return True
 
     def inputs(self) -> dict[str, np.ndarray]:

@@ -180,8 +180,9 @@ def verify(
 ) -> None:
     """Hold every file of the directory against its size and SHA-256.
 
-    A file that was found right before, and whose size, inode and times have not moved since, is not read again, so that only the
-    first opening of an engine costs a pass over its weights. `full` reads everything. `only` names the files to check; all if None.
+    A file that was found right before, and whose size, inode and times have not moved since, is not read again, so that only
+    the first opening of an engine costs a pass over its weights. `full` reads everything. `only` names the files to check; all
+    if None.
 
     Raises:
         EngineError: a file is missing, or is not the one that was exported

@@ -116,6 +116,13 @@ class Session:
             self._target.commit(rows)
             stats.count_round(len(rows) - 1)
 
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.tokens = []
+        self._target.cache.truncate(0)
+        if self._draft:
+            self._draft.cache.truncate(0)
+
     @property
     def _levels(self) -> int:
         return self.engine.manifest.draft.levels if self._draft else 0
@@ -131,7 +138,7 @@ class Session:
             raise UsageError(f"The prompt holds a token outside 0..{model.vocab_size - 1}, the engine's vocabulary.")
         if len(ids) >= model.max_context:
             raise UsageError(
-                f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included; shorten it."
+                f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included."
             )
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1 is expected.")

@@ -51,9 +51,9 @@ def walk(tokens: np.ndarray, parents: np.ndarray, choose: Choose) -> tuple[list[
     for row, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True), 1):
         children.setdefault((parent, token), row)
     rows, chosen = [0], [choose(0, [])]
-    while (row := children.get((rows[-1], chosen[-1]))) is not None:
-        rows.append(row)
-        chosen.append(choose(row, chosen))
+    while (rows[-1], chosen[-1]) in children:
+        rows.append(children[rows[-1], chosen[-1]])
+        chosen.append(choose(rows[-1], chosen))
     return rows, chosen
 
 
