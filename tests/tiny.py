@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -76,14 +77,29 @@ def head_config(**changes: object) -> dict[str, object]:
 
 
 def head_tensors(config: dict[str, object], seed: int = 1) -> dict[str, torch.Tensor]:
-    """Random weights under the published names, of a size that keeps activations near one."""
+    """Random weights of a Jakiro head under the published names."""
+    return random_tensors(expected_shapes(HeadConfig.from_dict(config)), seed)
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a size that keeps activations near one."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5)
         if len(shape) > 1
         else 1 + 0.1 * torch.randn(shape, generator=generator)
-        for name, shape in expected_shapes(HeadConfig.from_dict(config)).items()
+        for name, shape in shapes.items()
     }
+
+
+def make_star_head(folder: Path, third: bool, seed: int = 1) -> Path:
+    """A random Jakiro* head in the published format, its experts of two matrices or three."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = head_config()
+    sizes = replace(HeadConfig.from_dict(config), star=True, third=third, inner=48 if third else 96)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(random_tensors(expected_shapes(sizes), seed), folder / "model.safetensors")
+    return folder
 
 
 def make_head(folder: Path, seed: int = 1, **changes: object) -> Path:
@@ -108,7 +124,8 @@ def make_engine(out: Path, target: Path, head: Path, **settings: object) -> Path
         return {name: settings.pop(name, value) for name, value in defaults.items()}
 
     shape = TreeShape(**take({"depth": 3, "top_k": 4, "nodes": 12, "pairing": "parent"}))
-    graphs = take({"precision": "fp32", "bitwise": True, "opset": 23, "draft_vocab": None})
+    graphs = take({"precision": "fp32", "draft_precision": None, "bitwise": True, "opset": 23, "draft_vocab": None})
+    graphs["draft_precision"] = graphs["draft_precision"] or graphs["precision"]
     rest = take({"max_context": None, "verify": True})
     assert not settings, f"unknown settings {settings}"
     options = ExportOptions(str(head), str(target), out, GraphOptions(shape=shape, **graphs), **rest)

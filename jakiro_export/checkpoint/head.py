@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class HeadCheckpoint:
 
 
 def expected_shapes(config: HeadConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a published Jakiro head and its shape."""
+    """Every tensor of a published Jakiro or Jakiro* head and its shape."""
     c = config
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (c.hidden, 2 * c.hidden)}
@@ -47,9 +48,14 @@ def expected_shapes(config: HeadConfig) -> dict[str, tuple[int, ...]]:
         if c.qkv_bias:
             shapes[f"{_LAYER}self_attn.{name}_proj.bias"] = (width,)
     shapes[f"{_LAYER}self_attn.o_proj.weight"] = (c.hidden, q)
-    shapes[f"{_LAYER}mlp_moe.gate.weight"] = (c.experts + 2, c.hidden)
+    shapes[f"{_LAYER}mlp_moe.gate.weight"] = (c.experts + (0 if c.star else 2), c.hidden)
     for expert in range(c.experts):
         base = f"{_LAYER}mlp_moe.experts.{expert}."
+        if c.star:
+            shapes[f"{base}fc.weight"], shapes[f"{base}proj.weight"] = (c.inner, c.hidden), (c.hidden, c.inner)
+            if c.third:
+                shapes[f"{base}fc1.weight"] = (c.hidden, c.hidden)
+            continue
         shapes[f"{base}gate_proj.weight"] = shapes[f"{base}up_proj.weight"] = (c.inner, c.hidden)
         shapes[f"{base}down_proj.weight"] = (c.hidden, c.inner)
     shapes[f"{_LAYER}post_attention_layernorm.weight"] = (c.hidden,)
@@ -76,6 +82,7 @@ def load_head(path: Path, name: str) -> HeadCheckpoint:
             f"The head in {path} has {config.experts} experts; the published gate weighs exactly two against each other."
         )
     store = _open(path)
+    config = _variant(config, store.shapes())
     _check(store, config, path)
     return HeadCheckpoint(name, path, config, store, _token_order(path, config.vocab))
 
@@ -99,10 +106,16 @@ def _open(path: Path) -> TensorStore:
     return MemoryStore(tensors)
 
 
+def _variant(config: HeadConfig, shapes: Mapping[str, tuple[int, ...]]) -> HeadConfig:
+    """Jakiro* is told by its experts' tensors; its config.json says nothing of it."""
+    expert = f"{_LAYER}mlp_moe.experts.0."
+    if f"{expert}fc.weight" not in shapes:
+        return config
+    return replace(config, star=True, third=f"{expert}fc1.weight" in shapes, inner=shapes[f"{expert}fc.weight"][0])
+
+
 def _check(store: TensorStore, config: HeadConfig, path: Path) -> None:
     shapes = store.shapes()
-    if any(".experts.0.fc." in name for name in shapes):
-        raise ExportError(f"The head in {path} is a Jakiro* head (experts of fc and proj), which is not supported yet.")
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if name not in shapes:

@@ -12,24 +12,27 @@ import torch
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph import dispatch, draft, passes, target
-from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Weight
+from jakiro_export.graph import dispatch, draft, passes, quantize, star, target
+from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
-_TORCH = {"fp32": torch.float32, "fp16": torch.float16}
-_NUMPY: dict[str, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+# what activations are computed in; int8 engines keep everything but their products in fp32
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
+_NUMPY: dict[str, np.dtype] = {name: np.dtype(str(kind).removeprefix("torch.")) for name, kind in _TORCH.items()}
 
 
 @dataclass(frozen=True)
 class GraphOptions:
     """How the graphs are written.
 
-    precision: "fp32" or "fp16", weights and activations
+    precision: "fp32" or "fp16", weights and activations; "int8": products row by row in bytes (see `graph.quantize`)
+    draft_precision: the same for the draft graph
     bitwise: make every sum that depends on where a token sits exact (see `graph.attention`)
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
     draft_vocab: how many tokens the head may propose; None for all
     """
 
     precision: str
+    draft_precision: str
     bitwise: bool
     opset: int
     shape: draft.TreeShape
@@ -51,7 +54,7 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    _prepare(traced, "target", [], metadata)
+    _prepare(traced, "target", [], metadata, options.precision)
     return traced
 
 
@@ -71,23 +74,32 @@ def draft_token_map(head: HeadCheckpoint, draft_vocab: int | None) -> np.ndarray
 
 def draft_weights(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions) -> dict[str, Weight]:
     """The recipes of a draft graph's parameters, by their name in `graph.draft.DraftGraph`."""
-    dtype = _NUMPY[options.precision]
+    dtype = _NUMPY[options.draft_precision]
 
     def of(name: str) -> Stored:
         return Stored(head.store, name, dtype)
 
     config, layer = head.config, "layers.0."
     experts = [f"{layer}mlp_moe.experts.{n}." for n in range(config.experts)]
-    gate_up = Stacked(tuple(of(f"{base}{kind}_proj.weight") for base in experts for kind in ("gate", "up")))
-    down = Stacked(tuple(of(f"{base}down_proj.weight") for base in experts))
     weights: dict[str, Weight] = {
         "head.fc.weight": of("fc.weight"),
         "head.o_proj.weight": of(f"{layer}self_attn.o_proj.weight"),
         "head.router.weight": of(f"{layer}mlp_moe.gate.weight"),
         "head.norm": of(f"{layer}post_attention_layernorm.weight"),
-        "head.gate_up": Reshaped(gate_up, (config.experts, 2 * config.inner, config.hidden)),
-        "head.down": Reshaped(down, (config.experts, config.hidden, config.inner)),
     }
+    if config.star:
+        widths = {"in": ("fc", config.hidden, config.inner), "out": ("proj", config.inner, config.hidden)}
+        if config.third:
+            widths["third"] = ("fc1", config.hidden, config.hidden)
+        for part, (name, inputs, outputs) in widths.items():
+            matrices = Stacked(tuple(Transposed(of(f"{base}{name}.weight")) for base in experts))
+            weights[f"head.expert_{part}"] = Reshaped(matrices, (config.experts, inputs, outputs))
+        weights.update({name: Array(value) for name, value in star.constants().items()})
+    else:
+        gate_up = Stacked(tuple(of(f"{base}{kind}_proj.weight") for base in experts for kind in ("gate", "up")))
+        down = Stacked(tuple(of(f"{base}down_proj.weight") for base in experts))
+        weights["head.gate_up"] = Reshaped(gate_up, (config.experts, 2 * config.inner, config.hidden))
+        weights["head.down"] = Reshaped(down, (config.experts, config.hidden, config.inner))
     if config.fc_bias:
         weights["head.fc.bias"] = of("fc.bias")
     for name in ("q", "k", "v"):
@@ -109,27 +121,37 @@ def draft_weights(head: HeadCheckpoint, checkpoint: Target, options: GraphOption
 
 def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]) -> ir.Model:
     """The draft phase's graph with its weights as recipes, the dispatch operator's bodies beside it."""
-    dtype = _TORCH[options.precision]
+    dtype = _TORCH[options.draft_precision]
     with torch.device("meta"):
         module = draft_module(head, options).to(dtype)
     traced = draft.trace(module, options.opset, dtype)
     weights = draft_weights(head, checkpoint, options)
     weights["head.rotary.inv_freq"] = Array(draft.LlamaRotaryEmbedding(head.config.llama).inv_freq.numpy())
     passes.bind(traced, weights)
-    kind = ir.DataType.from_numpy(_NUMPY[options.precision])
-    body = dispatch.function(head.config.experts, head.config.experts_per_token, options.opset, kind)
-    _prepare(traced, "draft", [body], metadata)
+    kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
+    config = head.config
+    bodies = [] if config.star else [dispatch.function(config.experts, config.experts_per_token, options.opset, kind)]
+    _prepare(traced, "draft", bodies, metadata, options.draft_precision)
     return traced
 
 
-def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.DraftGraph:
+def tree_shape(head: HeadCheckpoint, options: GraphOptions) -> draft.TreeShape:
+    """The shape of the tree: the user's, or Jakiro*'s own."""
+    return star.SHAPE if head.config.star else options.shape
+
+
+def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
     """The draft phase as a torch module, its parameters empty."""
     token_map = draft_token_map(head, options.draft_vocab)
     size = len(token_map) if token_map is not None else None
+    if head.config.star:
+        return star.StarGraph(star.StarHead(head.config, options.opset >= 23), size)
     return draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
 
 
-def _prepare(traced: Any, name: str, functions: list[Any], metadata: Mapping[str, str]) -> None:
+def _prepare(traced: Any, name: str, functions: list[Any], metadata: Mapping[str, str], precision: str) -> None:
     passes.simplify(traced)
     passes.fuse_projections(traced)
+    if precision == "int8":
+        quantize.quantize_products(traced)
     passes.finish(traced, name, functions, metadata)

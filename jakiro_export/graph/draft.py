@@ -56,6 +56,8 @@ class HeadConfig:
     qkv_bias: bool
     norm_eps: float
     llama: LlamaConfig
+    star: bool = False  # Jakiro*: plain experts whose outputs are two predictions
+    third: bool = False  # Jakiro*: its experts have a third matrix
 
     @staticmethod
     def from_dict(config: dict[str, Any]) -> HeadConfig:
@@ -78,8 +80,8 @@ class HeadConfig:
         )
 
 
-class Head(nn.Module):
-    """One draft layer: fc over (embedding, feature), attention without a norm before it, mixture of experts."""
+class Layer(nn.Module):
+    """What every kind of head has: fc over (embedding, feature), attention without a norm before it, a norm after it."""
 
     def __init__(self, config: HeadConfig, fused: bool) -> None:
         super().__init__()
@@ -91,9 +93,6 @@ class Head(nn.Module):
         self.v_proj = nn.Linear(c.hidden, kv, bias=c.qkv_bias)
         self.o_proj = nn.Linear(q, c.hidden, bias=False)
         self.norm = nn.Parameter(torch.empty(c.hidden))
-        self.router = nn.Linear(c.hidden, c.experts + 2, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.inner, c.hidden))
-        self.down = nn.Parameter(torch.empty(c.experts, c.hidden, c.inner))
         self.rotary = LlamaRotaryEmbedding(c.llama)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
@@ -109,16 +108,30 @@ class Head(nn.Module):
         kv = self.config.kv_heads
         return self._rotate(self._heads(self.k_proj(x), kv), position_ids), self._heads(self.v_proj(x), kv)
 
-    def features(self, x: Tensor, position_ids: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
-        """The next features (primary, contrast), both [batch, rows, hidden], of inputs [batch, rows, hidden]."""
+    def attend(self, x: Tensor, position_ids: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
+        """Inputs [batch, rows, hidden] after attention, and the same normed, [batch * rows, hidden]."""
         c = self.config
         query = self._rotate(self._heads(self.q_proj(x), c.heads), position_ids)
         seen = attention(query, parts, c.head_dim**-0.5, bitwise=False).transpose(1, 2).flatten(2)
         x = x + self.o_proj(seen)
-        normed = (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, c.norm_eps).flatten(0, 1)
-        logits = self.router(normed)
+        return x, (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, c.norm_eps).flatten(0, 1)
+
+
+class Head(Layer):
+    """A Jakiro head: a mixture of SwiGLU experts, its sum and its contrast."""
+
+    def __init__(self, config: HeadConfig, fused: bool) -> None:
+        super().__init__(config, fused)
+        c = config
+        self.router = nn.Linear(c.hidden, c.experts + 2, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.inner, c.hidden))
+        self.down = nn.Parameter(torch.empty(c.experts, c.hidden, c.inner))
+
+    def features(self, x: Tensor, position_ids: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
+        """The next features (primary, contrast), both [batch, rows, hidden], of inputs [batch, rows, hidden]."""
+        x, normed = self.attend(x, position_ids, parts)
         left, right = operators.expert_dispatch(
-            normed, logits, self.gate_up, self.down, c.experts_per_token, contrast
+            normed, self.router(normed), self.gate_up, self.down, self.config.experts_per_token, contrast
         )  # [batch * rows, hidden]
         return x + left.view_as(x), x + right.view_as(x)
 
@@ -133,21 +146,20 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
 
 
-def _pick(x: Tensor, rows: Tensor) -> Tensor:
+def pick(x: Tensor, rows: Tensor) -> Tensor:
     """Rows [batch, n] of x [batch, rows, width], as [batch, n, width]."""
     return torch.gather(x, 1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
-class DraftGraph(nn.Module):
-    """The drafting phase under the graph contract.
+class Phase(nn.Module):
+    """What every drafting phase has: a head, the target's embedding [vocab, hidden] and projection [draft_vocab, hidden].
 
-    embedding [vocab, hidden] and projection [draft_vocab, hidden] are the target's. `token_map` [draft_vocab] says which
-    token a row of the projection stands for; None where that is the row's own number.
+    `token_map` [draft_vocab] says which token a row of the projection stands for; None where that is the row's own number.
     """
 
-    def __init__(self, head: Head, shape: TreeShape, draft_vocab: int | None) -> None:
+    def __init__(self, head: Layer, draft_vocab: int | None) -> None:
         super().__init__()
-        self.head, self.shape = head, shape
+        self.head = head
         config = head.config
         self.embedding = nn.Parameter(torch.empty(config.vocab, config.hidden))
         self.projection = nn.Parameter(torch.empty(draft_vocab or config.vocab, config.hidden))
@@ -157,13 +169,53 @@ class DraftGraph(nn.Module):
     def _input(self, tokens: Tensor, features: Tensor) -> Tensor:
         return self.head.fc(torch.cat([nn.functional.embedding(tokens, self.embedding), features], -1))
 
+    def _tokens(self, index: Tensor) -> Tensor:
+        return index if self.token_map is None else self.token_map[index]
+
+    def _first(
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        last_row: Tensor,
+        past_length: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, list[Part], Tensor, Tensor]:
+        """Every accepted row gives its keys; only the last one needs the rest of the layer.
+
+        Returns:
+            the last row's input [batch, 1, hidden] and position [batch, 1]; what the tree attends to besides itself; new keys
+            and values
+        """
+        x, dtype, device = self._input(input_ids, hidden_states), hidden_states.dtype, input_ids.device
+        new_key, new_value = self.head.keys_values(x, position_ids)
+        slots, rows = torch.arange(past_key.shape[2], device=device), torch.arange(input_ids.shape[1], device=device)
+        in_past = (slots[None, :] < past_length[:, None])[:, None, None, :]
+        in_rows = (rows[None, :] <= last_row[:, None])[:, None, None, :]
+        parts = [
+            Part(past_key, past_value, additive_mask(in_past, dtype)),
+            Part(new_key, new_value, additive_mask(in_rows, dtype)),
+        ]
+        return pick(x, last_row[:, None]), torch.gather(position_ids, 1, last_row[:, None]), parts, new_key, new_value
+
+
+class DraftGraph(Phase):
+    """The drafting phase of a Jakiro head under the graph contract."""
+
+    head: Head
+
+    def __init__(self, head: Head, shape: TreeShape, draft_vocab: int | None) -> None:
+        super().__init__(head, draft_vocab)
+        self.shape = shape
+
     def _candidates(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The best `top_k` next tokens after each feature: log-probabilities and tokens, both [batch, rows, top_k]."""
         logits = nn.functional.linear(features.flatten(0, 1), self.projection).float()
         best, index = logits.topk(self.shape.top_k, dim=-1)
         top = best[:, :1]
         log_total = top + (logits - top).exp().sum(-1, keepdim=True).log()
-        tokens = index if self.token_map is None else self.token_map[index]
+        tokens = self._tokens(index)
         size = (*features.shape[:2], self.shape.top_k)
         return (best - log_total).view(size), tokens.view(size)
 
@@ -178,22 +230,12 @@ class DraftGraph(nn.Module):
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
-        head, width, dtype = self.head, self.shape.top_k, hidden_states.dtype
-        rows, device = input_ids.shape[1], input_ids.device
+        head, width, dtype, device = self.head, self.shape.top_k, hidden_states.dtype, input_ids.device
         groups = head.config.heads // head.config.kv_heads
-
-        # first forward: every accepted row gives its keys; only the last one needs the rest of the layer
-        x = self._input(input_ids, hidden_states)
-        new_key, new_value = head.keys_values(x, position_ids)
-        slots = torch.arange(past_key.shape[2], device=device)
-        in_past = (slots[None, :] < past_length[:, None])[:, None, None, :]
-        in_rows = (torch.arange(rows, device=device)[None, :] <= last_row[:, None])[:, None, None, :]
-        parts = [
-            Part(past_key, past_value, additive_mask(in_past, dtype)),
-            Part(new_key, new_value, additive_mask(in_rows, dtype)),
-        ]
-        position = torch.gather(position_ids, 1, last_row[:, None])  # [batch, 1]
-        primary, contrast = head.features(_pick(x, last_row[:, None]), position, parts, self.shape.depth == 1)
+        last, position, parts, new_key, new_value = self._first(
+            input_ids, hidden_states, position_ids, last_row, past_length, past_key, past_value
+        )
+        primary, contrast = head.features(last, position, parts, self.shape.depth == 1)
         scores, tokens = self._candidates(primary)
         scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
         features = primary.expand(-1, width, -1)
@@ -224,7 +266,7 @@ class DraftGraph(nn.Module):
             else:
                 log_probs, next_tokens = self._candidates(contrast)
                 if self.shape.depth > 1 and self.shape.pairing == "parent":
-                    log_probs, next_tokens = _pick(log_probs, source), _pick(next_tokens, source)
+                    log_probs, next_tokens = pick(log_probs, source), pick(next_tokens, source)
             totals = (scores[:, :, None] + log_probs).flatten(1)  # [batch, top_k * top_k]
             flat_tokens = next_tokens.expand(-1, width, -1).flatten(1)
             all_scores.append(totals)
@@ -234,9 +276,9 @@ class DraftGraph(nn.Module):
                 scores, chosen = totals.topk(width, dim=-1)
                 source = torch.div(chosen, width, rounding_mode="floor")
                 tokens = torch.gather(flat_tokens, 1, chosen)
-                features = _pick(features, source)
+                features = pick(features, source)
                 beam = chosen + count
-                ancestors = torch.cat([_pick(ancestors.float(), source) > 0.5, itself], -1)
+                ancestors = torch.cat([pick(ancestors.float(), source) > 0.5, itself], -1)
             count += width * width
         return (*self._best(all_scores, all_tokens, all_parents), new_key, new_value)
 
@@ -252,7 +294,7 @@ class DraftGraph(nn.Module):
         return torch.gather(every_token, 1, kept), tree_parents, torch.gather(every_score, 1, kept)
 
 
-def trace(graph: DraftGraph, opset: int, dtype: torch.dtype) -> Any:
+def trace(graph: Phase, opset: int, dtype: torch.dtype) -> Any:
     """The draft phase's ONNX graph, without weight values: initializers carry the parameters' names.
 
     Returns:

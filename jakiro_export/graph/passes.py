@@ -52,12 +52,14 @@ def simplify(model: ir.Model) -> None:
         each(model)
 
 
-def _lazy(value: ir.Value | None) -> Weight | None:
+def lazy(value: ir.Value | None) -> Weight | None:
+    """The recipe of an initializer; None for anything else."""
     tensor = value.const_value if value is not None else None
     return tensor.weight if isinstance(tensor, LazyWeight) else None
 
 
-def _add_initializer(model: ir.Model, name: str, weight: Weight) -> ir.Value:
+def add_initializer(model: ir.Model, name: str, weight: Weight) -> ir.Value:
+    """An initializer with a recipe; the one of that name where there is one."""
     existing = model.graph.initializers.get(name)
     if existing is not None:
         return existing
@@ -70,18 +72,19 @@ def _add_initializer(model: ir.Model, name: str, weight: Weight) -> ir.Value:
 def _transpose_weights(model: ir.Model) -> None:
     """A Linear's weight, transposed in the graph, becomes one that is written transposed."""
     for node in list(model.graph):
-        weight = _lazy(node.inputs[0]) if node.op_type == "Transpose" else None
+        weight = lazy(node.inputs[0]) if node.op_type == "Transpose" else None
         if weight is None or len(weight.shape) != 2:
             continue
         source, output = node.inputs[0], node.outputs[0]
         assert source is not None
-        transposed = _add_initializer(model, f"{source.name}.T", Transposed(weight))
+        transposed = add_initializer(model, f"{source.name}.T", Transposed(weight))
         output.replace_all_uses_with(transposed)
         model.graph.remove(node, safe=True)
-    _drop_unused_initializers(model)
+    drop_unused_initializers(model)
 
 
-def _drop_unused_initializers(model: ir.Model) -> None:
+def drop_unused_initializers(model: ir.Model) -> None:
+    """Remove weights that no node reads any more."""
     for name, value in list(model.graph.initializers.items()):
         if not value.uses():
             del model.graph.initializers[name]
@@ -124,17 +127,17 @@ def fuse_projections(model: ir.Model) -> None:
     graph = model.graph
     by_input: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
-        if node.op_type == "MatMul" and isinstance(_lazy(node.inputs[1]), Transposed):
+        if node.op_type == "MatMul" and isinstance(lazy(node.inputs[1]), Transposed):
             assert node.inputs[0] is not None
             by_input.setdefault(node.inputs[0], []).append(node)
     for data, nodes in by_input.items():
         if len(nodes) < 2:
             continue
         values = [node.inputs[1] for node in nodes]
-        weights = [weight for weight in map(_lazy, values) if weight is not None]
+        weights = [weight for weight in map(lazy, values) if weight is not None]
         widths = [weight.shape[1] for weight in weights]
         name = "+".join(str(value.name) for value in values if value is not None)
-        fused = _add_initializer(model, name, stacked(weights))
+        fused = add_initializer(model, name, stacked(weights))
         product = ir.node("MatMul", [data, fused])
         split = ir.node(
             "Split",
@@ -148,7 +151,7 @@ def fuse_projections(model: ir.Model) -> None:
             node.outputs[0].replace_all_uses_with(output)
             node.outputs[0].name = None
             graph.remove(node, safe=True)
-    _drop_unused_initializers(model)
+    drop_unused_initializers(model)
     common.NameFixPass()(model)
 
 

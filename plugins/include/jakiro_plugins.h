@@ -24,10 +24,11 @@ typedef enum { JAKIRO_FLOAT = 0, JAKIRO_HALF = 1, JAKIRO_BFLOAT16 = 2 } JakiroTy
 /* One mixture of SwiGLU experts (arXiv 2502.06282, section 3). All tensors are dense, row-major and of one
  * type.
  *
- *   primary[r]  = sum over the top_k experts e of softmax(router_logits[r, :experts] among those)[e] *
- * E_e(x[r]) contrast[r] = p0 * E_0(x[r]) - p1 * E_1(x[r]) if g0 > g1, else its negative; g = router_logits[r,
- * experts:], p = softmax(g). All zeros when `contrast` is 0. E_e(v)      = down[e] (silu(gate v) * (up v));
- * gate is the first `inner` rows of gate_up[e], up the others.
+ *   primary[r]  = sum over the chosen experts e of w[r, e] * E_e(x[r]); chosen are the top_k largest of
+ *                 router_logits[r, :experts], and w is the softmax over those.
+ *   contrast[r] = p0 * E_0(x[r]) - p1 * E_1(x[r]) if g0 > g1, else its negative; g = router_logits[r, experts:]
+ *                 and p = softmax(g). All zeros when `contrast` is 0.
+ *   E_e(v)      = down[e] (silu(gate v) * (up v)); gate is the first `inner` rows of gate_up[e], up the others.
  *
  * Ties among router logits go to the lower index. */
 typedef struct {

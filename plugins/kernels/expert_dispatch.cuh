@@ -111,8 +111,7 @@ cudaError_t dispatch_rows(const JakiroExpertDispatch& p, cudaStream_t stream) {
   const auto addresses = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.gate_up) |
                          reinterpret_cast<uintptr_t>(p.down) | reinterpret_cast<uintptr_t>(p.workspace);
   const size_t row_sizes = p.hidden * sizeof(T) | p.inner * sizeof(T);
-  if (addresses % 16 != 0 || row_sizes % 16 != 0)
-    return p.rows <= 16 ? dispatch_run<T, 2, false>(p, stream) : dispatch_run<T, 16, false>(p, stream);
+  if (addresses % 16 != 0 || row_sizes % 16 != 0) return dispatch_run<T, 16, false>(p, stream);
   if (p.rows <= 8) return dispatch_run<T, 1, true>(p, stream);
   if (p.rows <= 16) return dispatch_run<T, 2, true>(p, stream);
   if (p.rows <= 32) return dispatch_run<T, 4, true>(p, stream);

@@ -12,7 +12,7 @@ cudaError_t launch(void (*kernel)(Parameters), dim3 grid, int threads, int share
   (void)stream;
   return shim::run_grid(grid, threads, shared_bytes, [&] { kernel(parameters); });
 #else
-  kernel<<<grid, threads, shared_bytes, stream> > >(parameters);
+  kernel<<<grid, threads, shared_bytes, stream>>>(parameters);
   return cudaGetLastError();
 #endif
 }

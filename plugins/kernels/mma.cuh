@@ -8,9 +8,8 @@
 //
 //   half, bfloat16: 32 values of k, two m16n8k16 (Turing: half as four m16n8k8)
 //   float:          16 values of k, two m16n8k8 in tf32, three times: a = big + small, b likewise, and the
-//   product of the
-//                   two small parts is dropped. The error is of float's own order (2^-21 of a product against
-//                   2^-24).
+//                   product of the two small parts is dropped. The error is of float's own order (2^-21 of a
+//                   product against 2^-24).
 //
 // Turing has no tensor core for bfloat16 and float: there the product is formed from shuffles, slowly and
 // exactly.

@@ -6,18 +6,16 @@
 // 205 GB/s) both turn from memory-bound to compute-bound near 200. A draft round has about 10 rows, so the
 // weights' one trip from DRAM is the cost, and everything else only has to stay out of its way:
 //
-// - the weights are the 16-row operand of the mma and the rows its 8-row operand, so 10 rows are padded to
-// 16, not 64;
-// - no weight is needed twice, so none goes through shared memory: 16 bytes a lane, global to register (see
-// mma.cuh);
-// - the eight warps split k, not the rows: a weight is loaded by one lane of the whole grid, exactly once,
-// and a block
-//   walks 512 contiguous bytes of each of its 32 weight rows at a time;
-// - the next kAhead steps of weights are already under way while one is multiplied: per warp 2 KiB a step;
-// - activations are read through L1, which the weights bypass. Each block reads them all: (padded rows / 32)
-// bytes for
-//   every weight byte, out of L2. At 128 rows that is four times the weights, and L2, not DRAM, sets the pace
-//   there.
+// - The weights are the 16-row operand of the mma and the activations its 8-row operand, so 10 rows are padded
+//   to 16, not 64.
+// - No weight is needed twice, so none goes through shared memory: 16 bytes a lane, global to register (see
+//   mma.cuh).
+// - The eight warps split k, not the rows: a weight is loaded by one lane of the whole grid, exactly once, and
+//   a block walks 512 contiguous bytes of each of its 32 weight rows at a time.
+// - The next kAhead steps of weights are already under way while one is multiplied: per warp 2 KiB a step.
+// - Activations are read through L1, which the weights bypass. Each block reads them all: (padded rows / 32)
+//   bytes for every weight byte, out of L2. At 128 rows that is four times the weights, and L2, not DRAM, sets
+//   the pace there.
 //
 // not run on a GPU.
 #pragma once
@@ -46,7 +44,8 @@ __device__ __forceinline__ uint4 load_fragment(const T* row, int k, int size) {
   if (row == nullptr || k >= size) return fragment;
   if constexpr (kAligned) {
     const auto* address = reinterpret_cast<const uint4*>(row + k);
-    return kOnce ? load_once(address) : load(address);
+    if constexpr (kOnce) return load_once(address);
+    return load(address);
   } else {
     constexpr int kCount = 16 / sizeof(T);
     T values[kCount];

@@ -28,6 +28,9 @@ JAKIRO_EXPORT void jakiro_shim_clear(int detailed) {
   shim::counters().detailed = detailed != 0;
 }
 
+/// Off: a race goes unreported, and only its effect on the result is seen.
+JAKIRO_EXPORT void jakiro_shim_check_races(int on) { shim::counters().check_races = on != 0; }
+
 /// Writes the counters as JSON; returns the length it needs.
 JAKIRO_EXPORT std::size_t jakiro_shim_counters(char* text, std::size_t size) {
   const std::string json = shim::counters().json();

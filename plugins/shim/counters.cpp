@@ -53,7 +53,8 @@ bool Counters::on_shared(std::size_t offset, std::size_t bytes, bool write, Site
     return false;
   }
   if (detailed) remember(shared_log_, offset, bytes, site);
-  for (std::size_t word = offset / 4; word < (offset + bytes + 3) / 4; ++word) race(word, write, site);
+  for (std::size_t word = offset / 4; check_races && word < (offset + bytes + 3) / 4; ++word)
+    race(word, write, site);
   return true;
 }
 

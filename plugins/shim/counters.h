@@ -38,6 +38,7 @@ struct Cost {
 class Counters {
  public:
   bool detailed = false;  // per-site counts; bytes, bounds and races are always kept
+  bool check_races = true;
   std::vector<Buffer> buffers;
   std::uint64_t launches = 0;
   std::map<Site, Cost> global, shared;

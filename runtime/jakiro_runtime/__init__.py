@@ -9,10 +9,22 @@ for event in session.generate(engine.chat_prompt([{"role": "user", "content": "W
 print(session.stats.line())
 """
 
+from jakiro_runtime.answer import Event, Result
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling import Chooser, Greedy
-from jakiro_runtime.session import Event, Session
+from jakiro_runtime.sampling import LogitsProcessor, Sampling, TokenLogprob
+from jakiro_runtime.session import Session
 from jakiro_runtime.stats import Stats
 
-__all__ = ["Chooser", "Engine", "EngineError", "Event", "Greedy", "Session", "Stats", "UsageError"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "Event",
+    "LogitsProcessor",
+    "Result",
+    "Sampling",
+    "Session",
+    "Stats",
+    "TokenLogprob",
+    "UsageError",
+]

@@ -22,10 +22,10 @@ def bucket(slots: int) -> int:
 
 
 class KVCache:
-    """Keys and values of every layer, [layers, batch, kv_heads, capacity, head_dim].
+    """Keys and values of every layer for a batch of sequences, [layers, batch, kv_heads, capacity, head_dim].
 
     names: the graph's inputs, one (key, value) pair a layer
-    length: how many slots are valid
+    lengths: how many slots of each sequence are valid, int64 [batch]
     """
 
     def __init__(
@@ -38,20 +38,24 @@ class KVCache:
     ) -> None:
         self.keys: np.ndarray
         self.values: np.ndarray
-        self.names, self.length, self.capacity = list(names), 0, 0
-        self._shape, self._dtypes = (len(self.names), batch, kv_heads, head_dim), dtypes
+        self.names, self.capacity, self.lengths = list(names), 0, np.zeros(batch, np.int64)
+        self._heads, self._dim, self._dtypes = kv_heads, head_dim, dtypes
         self.reserve(1)
+
+    def _empty(self, batch: int, slots: int) -> list[np.ndarray]:
+        shape = (len(self.names), batch, self._heads, slots, self._dim)
+        return [np.zeros(shape, dtype) for dtype in self._dtypes]
 
     def reserve(self, slots: int) -> bool:
         """Make room for `slots` slots. True where the arrays were replaced and must be bound again."""
         if slots <= self.capacity:
             return False
-        layers, batch, heads, dim = self._shape
         self.capacity = bucket(slots)
-        keys, values = [np.zeros((layers, batch, heads, self.capacity, dim), dtype) for dtype in self._dtypes]
-        if self.length:
-            keys[..., : self.length, :] = self.keys[..., : self.length, :]
-            values[..., : self.length, :] = self.values[..., : self.length, :]
+        keys, values = self._empty(len(self.lengths), self.capacity)
+        held = int(self.lengths.max())
+        if held:
+            keys[..., :held, :] = self.keys[..., :held, :]
+            values[..., :held, :] = self.values[..., :held, :]
         self.keys, self.values = keys, values
         return True
 
@@ -64,27 +68,58 @@ class KVCache:
 
     def scratch(self, rows: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Arrays for a call's new rows, [layers, batch, kv_heads, rows, head_dim], and their slices by output name."""
-        layers, batch, heads, dim = self._shape
-        keys, values = (np.zeros((layers, batch, heads, rows, dim), dtype) for dtype in self._dtypes)
+        keys, values = self._empty(len(self.lengths), rows)
         outputs: dict[str, np.ndarray] = {}
         for layer, (key, value) in enumerate(self.names):
             outputs[key.replace("past_", "new_")] = keys[layer]
             outputs[value.replace("past_", "new_")] = values[layer]
         return keys, values, outputs
 
-    def commit(self, keys: np.ndarray, values: np.ndarray, rows: Sequence[int]) -> None:
-        """Append some rows of a call's scratch; `reserve` has made the room."""
-        start, stop = self.length, self.length + len(rows)
-        if rows[-1] - rows[0] == len(rows) - 1:  # one run of rows: a slice, without a gather
-            picked = slice(rows[0], rows[-1] + 1)
-            self.keys[..., start:stop, :] = keys[..., picked, :]
-            self.values[..., start:stop, :] = values[..., picked, :]
-        else:
-            index = np.asarray(rows)
-            self.keys[..., start:stop, :] = keys[..., index, :]
-            self.values[..., start:stop, :] = values[..., index, :]
-        self.length = stop
+    def commit(self, keys: np.ndarray, values: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
+        """Append some rows of a call's scratch to each sequence; `reserve` has made the room.
 
-    def truncate(self, length: int) -> None:
-        """Forget every slot from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
-        self.length = min(self.length, length)
+        Args:
+            keys, values: as `scratch` made them
+            rows: for each sequence, the rows to keep, ascending; may be empty
+        """
+        for number, kept in enumerate(rows):
+            if not kept:
+                continue
+            start = int(self.lengths[number])
+            stop = start + len(kept)
+            # one run of rows, as a chain or a prompt's chunk is: a slice, without a gather
+            run = kept[-1] - kept[0] == len(kept) - 1
+            picked = slice(kept[0], kept[-1] + 1) if run else np.asarray(kept)
+            self.keys[:, number, :, start:stop] = keys[:, number][:, :, picked]
+            self.values[:, number, :, start:stop] = values[:, number][:, :, picked]
+            self.lengths[number] = stop
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
+        self.lengths[sequence] = min(int(self.lengths[sequence]), length)
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Drop every other sequence. The arrays are replaced and must be bound again."""
+        index = np.asarray(sequences)
+        self.lengths = self.lengths[index]
+        self.keys, self.values = np.ascontiguousarray(self.keys[:, index]), np.ascontiguousarray(self.values[:, index])
+
+    def export(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the first sequence holds: keys and values, [layers, kv_heads, length, head_dim], copied."""
+        length = int(self.lengths[0])
+        return self.keys[:, 0, :, :length].copy(), self.values[:, 0, :, :length].copy()
+
+    def load(self, keys: np.ndarray, values: np.ndarray) -> bool:
+        """Take the first sequence from what `export` gave. False where shapes or types do not fit."""
+        for array, dtype in zip((keys, values), self._dtypes, strict=True):
+            fits = (len(self.names), self._heads, self._dim)
+            if array.ndim != 4 or array.dtype != dtype or (*array.shape[:2], array.shape[3]) != fits:
+                return False
+        if keys.shape != values.shape:
+            return False
+        length = keys.shape[2]
+        self.lengths[0] = 0
+        self.reserve(max(1, length))
+        self.keys[:, 0, :, :length], self.values[:, 0, :, :length] = keys, values
+        self.lengths[0] = length
+        return True

@@ -29,6 +29,18 @@ Examples:
 @click.option("--prompt", "-p", default=None, help="Answer this and leave.")
 @click.option("--system", "-s", default=None, help="A system message for the conversation.")
 @click.option("--max-new-tokens", "-n", type=click.IntRange(1), default=512, help="The most tokens of an answer.")
+@click.option("--temperature", type=float, default=0.0, help="0 takes the best token; otherwise tokens are drawn.")
+@click.option("--top-k", type=int, default=0, help="Draw among the k best tokens; 0 for all.")
+@click.option("--top-p", type=float, default=1.0, help="Draw among the fewest tokens that hold this probability.")
+@click.option("--min-p", type=float, default=0.0, help="Draw among tokens this probable, relative to the best.")
+@click.option("--repetition-penalty", type=float, default=1.0, help="Above 1 discourages tokens that occurred.")
+@click.option("--seed", type=int, default=0, help="The same seed gives the same answer, with speculation or without.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given more than once.")
+@click.option("--min-new-tokens", type=int, default=0, help="No end of sequence before so many tokens.")
+@click.option("--json-schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None, metavar="FILE",
+              help="The answer is JSON of this schema.")  # fmt: skip
+@click.option("--regex", default=None, help="The answer matches this regular expression.")
+@click.option("--grammar", default=None, metavar="LARK", help="The answer follows this grammar (llguidance's Lark).")
 @click.option("--speculation/--no-speculation", default=True, help="Draft and verify trees, or decode with the target alone.")
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="all", help="Verify only the best N nodes of a tree.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
@@ -72,9 +84,15 @@ def _run(
     threads: int | None,
     chunk: int,
     verify: bool,
+    stop: tuple[str, ...],
+    json_schema: Path | None,
+    regex: str | None,
+    grammar: str | None,
+    **sampling: Any,
 ) -> None:
     from jakiro_runtime.engine import Engine
     from jakiro_runtime.errors import UsageError
+    from jakiro_runtime.sampling import Sampling
 
     piped = prompt is None and not sys.stdin.isatty()
     if piped:
@@ -84,7 +102,13 @@ def _run(
         raise UsageError(f"The prompt from {source} is empty; give some text to answer.")
     opened = Engine.open(engine, threads=threads, full_check=verify)
     session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk)
-    chat = _Chat(opened, session, system, raw, max_new_tokens, stats)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": Sampling(**sampling), "stop": stop}
+    if json_schema or regex is not None or grammar is not None:
+        from jakiro_runtime.grammar import Grammar
+
+        schema = json_schema.read_text(encoding="utf-8") if json_schema else None
+        options["grammar"] = Grammar(opened, json_schema=schema, regex=regex, lark=grammar)
+    chat = _Chat(opened, session, system, raw, options, stats)
     if prompt is not None:
         chat.answer(prompt)
     else:
@@ -94,9 +118,11 @@ def _run(
 class _Chat:
     """The conversation so far, and how an answer is shown."""
 
-    def __init__(self, engine: Engine, session: Session, system: str | None, raw: bool, max_new_tokens: int, stats: str) -> None:
+    def __init__(
+        self, engine: Engine, session: Session, system: str | None, raw: bool, options: dict[str, Any], stats: str
+    ) -> None:
         self.engine, self.session, self.raw = engine, session, raw
-        self.max_new_tokens, self.stats = max_new_tokens, stats
+        self.options, self.stats = options, stats
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def answer(self, prompt: str) -> bool:
@@ -105,7 +131,7 @@ class _Chat:
         ids = self.engine.encode(prompt) if self.raw else self.engine.chat_prompt(messages)
         text, stopped = [], _Stop()
         with stopped:
-            for event in self.session.generate(ids, self.max_new_tokens):
+            for event in self.session.generate(ids, **self.options):
                 text.append(event.text)
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
@@ -165,3 +191,7 @@ def _line_reader() -> Callable[[], str]:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() uses it once imported)
     return lambda: input("> ")
+
+
+if __name__ == "__main__":
+    main()

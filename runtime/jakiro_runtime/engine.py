@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from jakiro_runtime import batch
+from jakiro_runtime.answer import Answer, Result
 from jakiro_runtime.backend import Graph, open_graph
 from jakiro_runtime.chat import ChatTemplate, Message
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.manifest import Manifest, verify
+from jakiro_runtime.sampling import Sampler, Sampling
 from jakiro_runtime.session import Session
+
+if TYPE_CHECKING:
+    from jakiro_runtime.grammar import Grammar
 
 
 class Engine:
@@ -55,6 +61,52 @@ class Engine:
     def session(self, **options: Any) -> Session:
         """A new conversation; options as `Session` takes them."""
         return Session(self, **options)
+
+    def restore(self, file: str | os.PathLike[str], **options: Any) -> Session:
+        """A conversation that `Session.save` wrote; options as `Session` takes them. Raises as `Session.load`."""
+        session = Session(self, **options)
+        session.load(file)
+        return session
+
+    def generate(self, prompts: Sequence[Sequence[int] | str], **options: Any) -> list[Result]:
+        """Answer several prompts in one batch; options as `jakiro_runtime.batch.generate` takes them."""
+        return batch.generate(self, prompts, **options)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a saved session must come from: the graphs' checksums."""
+        return " ".join(record.sha256 for name, record in sorted(self.manifest.files.items()) if ".onnx" in name)
+
+    def answer(
+        self,
+        prompt: Sequence[int] | str,
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        stop: Sequence[str],
+        grammar: Grammar | None,
+        levels: int,
+    ) -> Answer:
+        """An answer about to begin. Arguments as `Session.generate`; `levels`: of the tree.
+
+        Raises:
+            UsageError: the prompt is empty, holds a number that is no token, or does not fit the context
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        model = self.manifest.model
+        if not ids:
+            raise UsageError("The prompt is empty; give at least one token.")
+        if min(ids) < 0 or max(ids) >= model.vocab_size:
+            raise UsageError(f"The prompt holds a token outside 0..{model.vocab_size - 1}, the engine's vocabulary.")
+        if len(ids) >= model.max_context:
+            raise UsageError(
+                f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included."
+            )
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1 is expected.")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        constraint = grammar.start() if grammar is not None else None
+        sampler = Sampler(sampling or Sampling(), self.eos_token_ids, model.vocab_size, constraint)
+        return Answer(ids, sampler, self.tokenizer, stops, self.eos_token_ids, max_new_tokens, model.max_context, levels)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of text. `special` adds what the tokenizer puts around a bare prompt; templates write their own."""

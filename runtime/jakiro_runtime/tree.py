@@ -23,11 +23,12 @@ def fill_mask(parents: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> None
 
     Args:
         parents: [nodes], the row of each node's parent
-        mask: written, [nodes + 1, nodes + 1] bool
-        depths: written, [nodes + 1]: 0 for the root
+        mask: written, [rows, rows] bool, rows > nodes; rows after the tree's are padding and see themselves
+        depths: written, [rows]: 0 for the root and for padding
     """
     mask[...] = False
-    mask[0, 0], depths[0] = True, 0
+    np.fill_diagonal(mask, True)
+    depths[...] = 0
     for row, parent in enumerate(parents.tolist(), 1):
         mask[row] = mask[parent]
         mask[row, row] = True
@@ -72,3 +73,10 @@ def best_nodes(scores: np.ndarray, parents: np.ndarray, count: int) -> np.ndarra
     kept = np.sort(order)
     rows = set((kept + 1).tolist()) | {0}
     return np.array([node for node in kept.tolist() if int(parents[node]) in rows], np.int64)
+
+
+def closed(tokens: np.ndarray, parents: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tree of some nodes, renumbered: tokens and parents [kept]. `kept` is ascending and closed under parents."""
+    row = np.zeros(len(tokens) + 1, np.int64)
+    row[kept + 1] = np.arange(1, len(kept) + 1)
+    return tokens[kept], row[parents[kept]]

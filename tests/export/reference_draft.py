@@ -39,8 +39,8 @@ class PlainDraft:
     def fc(self, token: int, feature: Tensor) -> Tensor:
         return self.w["fc.weight"] @ torch.cat([self.embedding[token], feature]) + self.w.get("fc.bias", 0)
 
-    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """(left, right) features of one row that sees the given keys and values, its own among them."""
+    def attend(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One row that sees the given keys and values, its own among them, after attention; and the same normed."""
         query = self.rope((self.w["layers.0.self_attn.q_proj.weight"] @ x).view(self.heads, self.dim), position)
         out = []
         for head in range(self.heads):
@@ -49,7 +49,11 @@ class PlainDraft:
             share = scores.softmax(0)
             out.append(sum(p * value[group] for p, (_, value) in zip(share, seen, strict=True)))
         x = x + self.w["layers.0.self_attn.o_proj.weight"] @ torch.cat(out)
-        normed = x / (x.pow(2).mean() + 1e-6).sqrt() * self.w["layers.0.post_attention_layernorm.weight"]
+        return x, x / (x.pow(2).mean() + 1e-6).sqrt() * self.w["layers.0.post_attention_layernorm.weight"]
+
+    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """(left, right) features of one row."""
+        x, normed = self.attend(x, position, seen)
         gate = self.w["layers.0.mlp_moe.gate.weight"] @ normed
         expert = []
         for n in range(2):
@@ -108,3 +112,50 @@ class PlainDraft:
         kept = sorted(sorted(range(len(candidates)), key=lambda n: -candidates[n].score)[:nodes])
         place = {number: n + 1 for n, number in enumerate(kept)}
         return [Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept]
+
+
+class PlainStar(PlainDraft):
+    """A Jakiro* head: every node from the root again, one at a time."""
+
+    # ranks of the candidates on the way to each node of the published tree
+    TREE: tuple[str, ...] = (
+        *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
+        *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
+    )
+
+    def experts(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The two predictions of one row, the one the gate prefers first."""
+        x, normed = self.attend(x, position, seen)
+        gate = self.w["layers.0.mlp_moe.gate.weight"] @ normed
+        found = []
+        for n in range(2):
+            base = f"layers.0.mlp_moe.experts.{n}."
+            y = self.w[f"{base}proj.weight"] @ torch.nn.functional.gelu(self.w[f"{base}fc.weight"] @ normed)
+            if f"{base}fc1.weight" in self.w:
+                y = self.w[f"{base}fc1.weight"] @ torch.nn.functional.gelu(y)
+            found.append(x + y)
+        return (found[0], found[1]) if gate[0] > gate[1] else (found[1], found[0])
+
+    def ranked(self, pair: tuple[Tensor, Tensor]) -> list[tuple[int, float]]:
+        """The best four tokens under one softmax over both predictions."""
+        logits = torch.stack([self.embedding @ feature for feature in pair])
+        logs, index = logits.flatten().log_softmax(0).view(2, -1).logsumexp(0).topk(4)
+        return list(zip(index.tolist(), logs.tolist(), strict=True))
+
+    def star_tree(
+        self, tokens: list[int], features: Tensor, positions: list[int], past: list[tuple[Tensor, Tensor]]
+    ) -> list[Node]:
+        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
+        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
+        nodes = []
+        for path in self.TREE:
+            pair, score, own = self.experts(inputs[-1], positions[-1], seen), 0.0, []
+            for depth, rank in enumerate(path, 1):
+                token, log = self.ranked(pair)[int(rank)]
+                score += log
+                if depth < len(path):
+                    x = self.fc(token, pair[0])
+                    own.append(self.key_value(x, positions[-1] + depth))
+                    pair = self.experts(x, positions[-1] + depth, seen + own)
+            nodes.append(Node(token, 1 + self.TREE.index(path[:-1]) if len(path) > 1 else 0, score))
+        return nodes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference_draft import PlainDraft
+from reference_draft import PlainDraft, PlainStar
 from safetensors.torch import load_file
 
 import tiny
@@ -32,15 +32,17 @@ SHAPES = [
 class DraftCase:
     """One exported draft graph, its plain twin, and how to run both on the same inputs."""
 
-    def __init__(self, folder: Path, target: Path, shape: TreeShape, vocab: int | None, opset: int, seed: int) -> None:
-        head = tiny.make_head(folder / "head", seed=seed)
+    def __init__(
+        self, folder: Path, target: Path, head: Path, shape: TreeShape, vocab: int | None = None, opset: int = 23
+    ) -> None:
         checkpoint, loaded = load_head(head, "head"), load_target(target, "target")
-        options = GraphOptions("fp32", True, opset, shape, vocab)
+        options = GraphOptions("fp32", "fp32", True, opset, shape, vocab)
         with DataFiles(folder) as files:
             save(draft_graph(checkpoint, loaded, options, {}), folder / "draft.onnx", files)
         self.session = onnxruntime.InferenceSession(str(folder / "draft.onnx"))
         embedding = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
-        self.plain = PlainDraft(load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0)
+        kind = PlainStar if checkpoint.config.star else PlainDraft
+        self.plain = kind(load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0)
         self.shape, token_map = shape, draft_token_map(checkpoint, vocab)
         self.vocab = None if token_map is None else token_map.tolist()
 
@@ -64,27 +66,28 @@ class DraftCase:
         )
         keys = [(torch.from_numpy(cache[0, 0, :, n]).double(), torch.from_numpy(cache[1, 0, :, n]).double())
                 for n in range(past)]  # fmt: skip
-        plain = self.plain.tree(
-            tokens[:real].tolist(),
-            torch.from_numpy(features[:real]),
-            list(range(past, past + real)),
-            keys,
-            self.shape.depth,
-            self.shape.top_k,
-            self.shape.nodes,
-            self.shape.pairing,
-            self.vocab,
-        )
+        given = (tokens[:real].tolist(), torch.from_numpy(features[:real]), list(range(past, past + real)), keys)
+        if isinstance(self.plain, PlainStar):
+            plain = self.plain.star_tree(*given)
+        else:
+            s = self.shape
+            plain = self.plain.tree(*given, s.depth, s.top_k, s.nodes, s.pairing, self.vocab)
         np.testing.assert_allclose(ours[2][0], [node.score for node in plain], atol=2e-4)
         assert ours[0][0].tolist() == [node.token for node in plain]
         assert ours[1][0].tolist() == [node.parent for node in plain]
 
 
-@pytest.fixture(scope="module", params=range(len(SHAPES)), ids=lambda n: f"shape{n}")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in (0, 4) else ()) for n in range(len(SHAPES))],
+    ids=lambda n: f"shape{n}",
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> DraftCase:
     shape, vocab = SHAPES[request.param]
     opset = 20 if request.param == 1 else 23
-    return DraftCase(tmp_path_factory.mktemp("draft"), tiny_target, shape, vocab, opset, seed=10 + request.param)
+    folder = tmp_path_factory.mktemp("draft")
+    head = tiny.make_head(folder / "head", seed=10 + request.param)
+    return DraftCase(folder, tiny_target, head, shape, vocab, opset)
 
 
 def test_the_same_tree_as_the_plain_arithmetic(case: DraftCase) -> None:
@@ -98,8 +101,16 @@ def test_the_same_tree_as_the_plain_arithmetic(case: DraftCase) -> None:
 
 def test_the_two_pairings_differ(tmp_path: Path, tiny_target: Path) -> None:
     """A control: with the other pairing in the plain twin, the comparison must fail."""
-    case = DraftCase(tmp_path, tiny_target, TreeShape(3, 4, 40), None, 23, seed=3)
+    case = DraftCase(tmp_path, tiny_target, tiny.make_head(tmp_path / "head", seed=3), TreeShape(3, 4, 40))
     case.shape = TreeShape(3, 4, 40, "published")
     with pytest.raises(AssertionError):
         for seed in range(5):
             case.check(seed, 3, 0, 10, 16)
+
+
+@pytest.mark.parametrize("third", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_jakiro_star_head_drafts_its_own_tree(tmp_path: Path, tiny_target: Path, third: bool) -> None:
+    head = tiny.make_star_head(tmp_path / "head", third, seed=4)
+    case = DraftCase(tmp_path, tiny_target, head, TreeShape())
+    for seed in range(6):
+        case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 32)

@@ -73,6 +73,14 @@ class Problem:
         )
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that starts on 256 bytes, as device memory does."""
+    memory = np.empty(array.nbytes + 256, np.uint8)
+    copy = memory[-memory.ctypes.data % 256 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 class Library:
     """The CPU build of the kernels. `seed` shuffles the order in which threads and blocks run; 0 is the plain order."""
 
@@ -114,25 +122,23 @@ class Library:
         self.clear(detailed, seed)
         type = TYPES[problem.type]
         size = self.c.jakiro_expert_dispatch_workspace(type, rows, hidden, inner, experts)
-        workspace = np.full(size + 256, 0xFF, np.uint8)
-        workspace = workspace[-workspace.ctypes.data % 256 :][:size]
-        outputs = [np.full((rows, hidden), np.nan, problem.x.dtype) for _ in range(2)]
-        pointers = [
-            self.know("x", problem.x),
-            self.know("router_logits", problem.router_logits),
-            self.know("gate_up", problem.gate_up),
-            self.know("down", problem.down),
-            self.know("primary", outputs[0], True),
-            self.know("contrast", outputs[1], True),
-            self.know("workspace", workspace, True),
-        ]
+        workspace = aligned(np.full(size, 0xFF, np.uint8))
+        inputs = {name: aligned(getattr(problem, name)) for name in ("x", "router_logits", "gate_up", "down")}
+        outputs = [aligned(np.full((rows, hidden), np.nan, problem.x.dtype)) for _ in range(2)]
+        pointers = [self.know(name, array) for name, array in inputs.items()]
+        pointers += [self.know(name, array, True) for name, array in zip(("primary", "contrast"), outputs, strict=True)]
+        pointers += [self.know("workspace", workspace, True)]
         call = _Dispatch(type, rows, hidden, inner, experts, problem.top_k, int(problem.contrast), *pointers)
         self.check(self.c.jakiro_expert_dispatch(ctypes.byref(call), None))
         return outputs[0], outputs[1]
 
-    def check_dispatch(self, problem: Problem, seed: int = 0, detailed: bool = False) -> None:
-        """Runs the problem and compares each output with the reference. Raises AssertionError."""
-        results = self.dispatch(problem, seed, detailed)
+    def check_dispatch(self, problem: Problem, seed: int = 0, races: bool = True) -> None:
+        """Runs the problem and compares each output with the reference. Raises AssertionError, of which Fault is one."""
+        self.c.jakiro_shim_check_races(int(races))
+        try:
+            results = self.dispatch(problem, seed)
+        finally:
+            self.c.jakiro_shim_check_races(1)
         expected, tolerances = problem.expected()
         for name, result, wanted, tolerance in zip(("primary", "contrast"), results, expected, tolerances, strict=True):
             error = np.abs(result.astype(np.float64) - wanted)
@@ -152,10 +158,9 @@ class Library:
         counts: np.ndarray,
         past_length: np.ndarray,
         seed: int = 0,
-        detailed: bool = False,
     ) -> None:
         """Copies into `cache` in place. new_rows[t] [batch, heads, rows, dim], cache[t] [batch, heads, capacity, dim]."""
-        self.clear(detailed, seed)
+        self.clear(seed=seed)
         batch, heads, rows, _ = new_rows[0].shape
         sources = np.array([self.know(f"new_rows.{i}", t) for i, t in enumerate(new_rows)], np.uint64)
         targets = np.array([self.know(f"cache.{i}", t, True) for i, t in enumerate(cache)], np.uint64)
@@ -166,35 +171,50 @@ class Library:
         self.check(self.c.jakiro_kv_commit(ctypes.byref(call), None))
 
 
-def build(sources: Path = SOURCES, types: tuple[str, ...] = tuple(TYPES), defines: tuple[str, ...] = ()) -> Library:
-    """Compiles the kernels in `sources` for the CPU, or takes the result of an earlier call from the cache."""
+def build(
+    sources: Path = SOURCES,
+    defines: tuple[str, ...] = (),
+    tensorrt_headers: Path | None = None,
+    warnings: bool = True,
+) -> Path:
+    """Compiles `sources` (a copy of plugins/) for the CPU into a shared library, or finds that in the cache.
+
+    With `tensorrt_headers` the TensorRT plugin is in it, as in a real build.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler: install g++, or name one in CXX")
-    files = [*sources.glob("kernels/*"), *sources.glob("shim/*"), *sources.glob("include/*")]
-    state = hashlib.sha256(repr((compiler, FLAGS, types, defines)).encode())
-    for file in sorted(files):
-        state.update(file.name.encode() + file.read_bytes())
-    folder = CACHE / f"cpu-{state.hexdigest()[:16]}"
-    library = folder / "libjakiro_cpu.so"
-    if not library.exists():
-        units = [sources / "kernels" / f"dispatch_{name}.cu" for name in types]
-        units += [sources / "kernels" / name for name in ("expert_dispatch.cu", "kv_commit.cu")]
-        units += [sources / "shim" / name for name in ("fiber.cpp", "counters.cpp", "control.cpp")]
-        folder.mkdir(parents=True, exist_ok=True)
-        include = ["-DJAKIRO_SHIM", *defines, f"-I{sources / 'shim'}", f"-I{sources / 'include'}"]
+    state = hashlib.sha256(repr((compiler, FLAGS, defines, str(tensorrt_headers), warnings)).encode())
+    for folder in ("kernels", "shim", "include", "plugin"):
+        for file in sorted((sources / folder).iterdir()):
+            state.update(file.name.encode() + file.read_bytes())
+    output = CACHE / f"cpu-{state.hexdigest()[:16]}"
+    library = output / "libjakiro_plugins.so"
+    if library.exists():
+        return library
+    units = [sources / "kernels" / f"dispatch_{name}.cu" for name in TYPES]
+    units += [sources / "kernels" / name for name in ("expert_dispatch.cu", "kv_commit.cu")]
+    units += [sources / "shim" / name for name in ("fiber.cpp", "counters.cpp", "control.cpp")]
+    flags = FLAGS if warnings else [flag for flag in FLAGS if not flag.startswith("-W")]
+    include = ["-DJAKIRO_SHIM", *defines, f"-I{sources / 'shim'}", f"-I{sources / 'include'}"]
+    if tensorrt_headers is not None:
+        units += sorted((sources / "plugin").glob("*.cpp"))
+        include += ["-isystem", str(tensorrt_headers)]
+    output.mkdir(parents=True, exist_ok=True)
 
-        def run(*command: str) -> None:
-            result = subprocess.run(command, capture_output=True, text=True)
-            assert result.returncode == 0, result.stderr
+    def compile(unit: Path) -> None:
+        run(compiler, *flags, *include, "-x", "c++", "-c", str(unit), "-o", str(output / f"{unit.name}.o"))
 
-        def compile(unit: Path) -> None:
-            run(compiler, *FLAGS, *include, "-x", "c++", "-c", str(unit), "-o", str(folder / f"{unit.name}.o"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile, units))
+    partial = output / f"{os.getpid()}.so"
+    run(compiler, "-shared", "-o", str(partial), *[str(output / f"{unit.name}.o") for unit in units])
+    partial.rename(library)
+    return library
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile, units))
-        # A type that is left out stays an undefined symbol, looked up (and not found) only when it is called.
-        partial = folder / f"{os.getpid()}.so"
-        run(compiler, "-shared", "-o", str(partial), *[str(folder / f"{unit.name}.o") for unit in units])
-        partial.rename(library)
-    return Library(library)
+
+def run(*command: str) -> str:
+    """Runs a command that must succeed; returns what it wrote to either stream."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
+    return result.stdout

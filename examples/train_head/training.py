@@ -1,0 +1,263 @@
+"""The training loop: resumable, seeded, measured on held-out conversations as it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from features import Features
+from model import SoftCrossEntropy, TrainedHead
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a head is trained. Every figure was chosen on held-out text, see the shipped head's card."""
+
+    hours: float | None = 1.0
+    steps: int | None = None
+    seed: int = 0
+    learning_rate: float = 1.2e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    noise: float = 0.1  # uniform, as a share of the features' standard deviation
+    batch_tokens: int = 2048
+    draft_vocab: int = 8192  # the loss sees the most frequent tokens only, as the exported graph does
+    chain: int = 4  # steps through the head's own predictions, reached in three phases
+    decay: float = 0.8  # weight of a step against the one before it
+    feature_loss: float = 0.2  # SmoothL1 between predicted and true features
+    contrast_loss: float = 0.4  # the parallel step's second guess, from the second phase on
+    held_out: int = 96  # conversations
+
+    def chain_at(self, share: float) -> int:
+        """Steps to train after a share of the training: short chains first, they cost less."""
+        return max(1, self.chain if share >= 0.6 else min(2, self.chain) if share >= 0.3 else 1)
+
+    def rate_at(self, share: float) -> float:
+        """The learning rate: a short rise, then half a cosine."""
+        return self.learning_rate * min(1.0, share / 0.02 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
+
+
+@dataclass
+class Measure:
+    """Held-out figures at one moment. `accuracy[d]`: how often the best guess at depth d is what the target would write."""
+
+    step: int
+    hours: float
+    loss: float
+    accuracy: list[float]
+    contrast: float
+
+    @property
+    def chain_tau(self) -> float:
+        """Tokens per target pass if only the single best guess were drafted at each depth."""
+        return 1.0 + sum(math.prod(self.accuracy[: n + 1]) for n in range(len(self.accuracy)))
+
+
+class Trainer:
+    """Trains `head` on `data`; `embedding` and `projection` are the target's, [vocab, hidden]."""
+
+    def __init__(
+        self, head: TrainedHead, data: Features, embedding: Tensor, projection: Tensor, settings: Settings, folder: Path
+    ) -> None:
+        self.head, self.data, self.settings, self.folder = head, data, settings, folder
+        self.embedding, self.dtype = embedding.float(), fast_dtype()
+        self.projection = projection.to(self.dtype)
+        self.order = np.argsort(-data.frequencies(len(embedding)), kind="stable")
+        vocab = min(settings.draft_vocab, len(embedding))
+        self.kept = np.sort(self.order[:vocab])
+        self.small = self.projection[torch.from_numpy(self.kept)].contiguous()
+        self.scale = float(np.std(data.features[: 1 << 14].astype(np.float32)))
+        shuffled = np.random.default_rng(settings.seed).permutation(len(data))
+        held = min(settings.held_out, max(1, len(data) // 10))
+        self.held, self.train = shuffled[:held], shuffled[held:]
+        self.optimizer = torch.optim.AdamW(
+            head.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        )
+        self.step, self.seconds, self.epoch, self.batch = 0, 0.0, 0, 0
+        self.history: list[Measure] = []
+        self._truth = [self._target_tokens(n) for n in self.held]
+
+    # -- data
+
+    def _target_tokens(self, n: int) -> Tensor:
+        """What the target would write after every position of a conversation, of all its tokens."""
+        features = torch.from_numpy(self.data.features[self.data.starts[n] : self.data.starts[n + 1]])
+        return (features.to(self.dtype) @ self.projection.T).argmax(-1)
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch: conversations of similar length together, in random order."""
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        lengths = self.data.lengths()
+        order = self.train[np.argsort(lengths[self.train] + rng.uniform(0, 24, len(self.train)), kind="stable")]
+        groups, start = [], 0
+        while start < len(order):
+            size = 1
+            while start + size < len(order) and lengths[order[start + size]] * (size + 1) <= self.settings.batch_tokens:
+                size += 1
+            groups.append(order[start : start + size])
+            start += size
+        return [groups[n] for n in rng.permutation(len(groups))]
+
+    def _load(self, group: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [batch, length], features [batch, length, hidden] and which rows are real."""
+        lengths = self.data.lengths()[group]
+        longest = int(lengths.max())
+        tokens = np.zeros((len(group), longest), np.int64)
+        features = np.zeros((len(group), longest, self.data.features.shape[1]), np.float16)
+        for row, (n, length) in enumerate(zip(group, lengths, strict=True)):
+            tokens[row, :length] = self.data.tokens[self.data.starts[n] : self.data.starts[n + 1]]
+            features[row, :length] = self.data.features[self.data.starts[n] : self.data.starts[n + 1]]
+        real = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
+        return torch.from_numpy(tokens), torch.from_numpy(features).float(), real
+
+    # -- one step
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _loss(self, group: np.ndarray, chain: int, guess_ahead: bool) -> Tensor:
+        tokens, truth, real = self._load(group)
+        batch, length = tokens.shape
+        embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
+        noise = (torch.rand_like(truth) - 0.5) * (2 * self.settings.noise * self.scale)
+        given = (truth + noise)[:, :-1]
+        flat = truth.flatten(0, 1).to(self.dtype)
+        # what the target thinks after every feature, over the draft vocabulary
+        wanted = torch.empty(batch * length, len(self.kept), dtype=self.dtype)
+        for start in range(0, len(flat), 256):
+            part = slice(start, start + 256)
+            wanted[part] = (flat[part] @ self.small.T).float().softmax(-1).to(self.dtype)
+        wanted = wanted.view(batch, length, -1)
+        total = torch.zeros(())
+        weight, norm = 1.0, 0.0
+        for step, (primary, contrast) in enumerate(self.head.steps(embeddings, given, chain)):
+            total = total + weight * self._compare(primary, truth, wanted, real, 1, step)
+            norm += weight
+            if step == chain - 1 and guess_ahead:
+                total = total + weight * self.settings.contrast_loss * self._compare(contrast, truth, wanted, real, 2, step)
+            weight *= self.settings.decay
+        return total / norm
+
+    def _compare(self, guess: Tensor, truth: Tensor, wanted: Tensor, real: Tensor, ahead: int, step: int) -> Tensor:
+        """The loss of guesses of the features `ahead` rows later; rows before `step` have no chain."""
+        rows = truth.shape[1] - ahead
+        guess, seen = guess[:, step:rows].flatten(0, 1).float(), real[:, step + ahead :].flatten()
+        goal, share = truth[:, step + ahead :].flatten(0, 1), wanted[:, step + ahead :].flatten(0, 1)
+        weight = seen.float() / seen.sum().clamp(min=1)
+        words = SoftCrossEntropy.apply(guess, self.small, share, weight)
+        distance = torch.nn.functional.smooth_l1_loss(guess, goal, reduction="none").mean(-1)
+        return words + self.settings.feature_loss * (distance * weight).sum() / self.scale
+
+    # -- held-out text
+
+    @torch.no_grad()
+    def measure(self, loss: float) -> Measure:
+        """Accuracy at every depth of the chain on held-out conversations."""
+        chain = self.settings.chain
+        hits, counts, contrast_hits, contrast_count = np.zeros(chain), np.zeros(chain), 0, 0
+        kept = torch.from_numpy(self.kept)
+        self.head.eval()
+        for n, truth in zip(self.held, self._truth, strict=True):
+            tokens, features, _ = self._load(np.array([n]))
+            embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
+            with self._autocast():
+                for step, (primary, contrast) in enumerate(self.head.steps(embeddings, features[:, :-1], chain)):
+                    best = kept[(primary[0, step:].to(self.dtype) @ self.small.T).argmax(-1)]
+                    hits[step] += int((best == truth[step + 1 :]).sum())
+                    counts[step] += len(best)
+                    if step == chain - 1:
+                        second = kept[(contrast[0, step:-1].to(self.dtype) @ self.small.T).argmax(-1)]
+                        contrast_hits += int((second == truth[step + 2 :]).sum())
+                        contrast_count += len(second)
+        self.head.train()
+        accuracy = [float(x) for x in hits / counts.clip(1)]
+        found = Measure(self.step, self.seconds / 3600, loss, accuracy, contrast_hits / max(1, contrast_count))
+        self.history.append(found)
+        return found
+
+    # -- the whole of it
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        if self.settings.steps is not None:
+            return self.step / self.settings.steps
+        return self.seconds / 3600 / (self.settings.hours or 1.0)
+
+    def run(self, every: int, said: Callable[[Measure], None], progress: Callable[[float], None]) -> None:
+        """Train to the end, measuring and saving every `every` steps."""
+        torch.set_flush_denormal(True)  # probabilities are full of denormals, which are slow
+        self.head.train()
+        groups = self._epoch(self.epoch)
+        losses: list[float] = []
+        while self.share < 1.0:
+            started = time.monotonic()
+            if self.batch == len(groups):
+                self.epoch, self.batch = self.epoch + 1, 0
+                groups = self._epoch(self.epoch)
+            torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
+            for each in self.optimizer.param_groups:
+                each["lr"] = self.settings.rate_at(self.share)
+            with self._autocast():
+                loss = self._loss(groups[self.batch], self.settings.chain_at(self.share), self.share >= 0.3)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.clip)
+            self.optimizer.step()
+            losses.append(float(loss))
+            self.step, self.batch = self.step + 1, self.batch + 1
+            self.seconds += time.monotonic() - started
+            progress(min(1.0, self.share))
+            if self.step % every == 0 or self.share >= 1.0:
+                said(self.measure(float(np.mean(losses))))
+                losses = []
+                self.save()
+
+    # -- state on disk
+
+    def save(self) -> None:
+        state = {
+            "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "seconds": self.seconds, "epoch": self.epoch, "batch": self.batch,
+            "history": [asdict(m) for m in self.history], "settings": json.dumps(asdict(self.settings)),
+        }  # fmt: skip
+        torch.save(state, self.folder / "state.new")
+        (self.folder / "state.new").replace(self.folder / "state.pt")
+
+    def resume(self) -> bool:
+        """Continue from what an interrupted run saved with the same settings; how long it shall take may differ."""
+        if not (self.folder / "state.pt").is_file():
+            return False
+        state = torch.load(self.folder / "state.pt", weights_only=True)
+        if _without_length(json.loads(state["settings"])) != _without_length(asdict(self.settings)):
+            return False
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.epoch, self.batch = (state[k] for k in ("step", "seconds", "epoch", "batch"))
+        self.history = [Measure(**m) for m in state["history"]]
+        return True
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this processor multiplies it faster than float32 (AMX, AVX-512 BF16), else float32."""
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 576, dtype=dtype)
+        a @ b
+        started = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        took[dtype] = time.perf_counter() - started
+    return min(took, key=took.__getitem__)
+
+
+def _without_length(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k not in ("hours", "steps")}

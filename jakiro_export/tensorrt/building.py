@@ -1,0 +1,271 @@
+"""The builds of an engine directory, one after the other, each in a process of its own, and their records in engine.json.
+
+The engines of one GPU are written to a temporary folder that becomes `tensorrt/<sm>/` when all are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jakiro_export.errors import ExportError, UsageError
+from jakiro_export.tensorrt import graphs, memory, versions
+from jakiro_export.tensorrt.profiles import Limits, Profile, profiles
+from jakiro_export.tensorrt.worker import Job
+from jakiro_runtime.manifest import Manifest, record
+
+AHEAD_OF_TIME = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability of 1.7.1
+_ON_DEVICE = {87: "Jetson Orin", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor"}
+_SAID = 3  # lines of the builder's own output that an error repeats
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to build; see `jakiro-build --help`. workspace: bytes; plugin: the library with ExpertDispatch, or None."""
+
+    limits: Limits = field(default_factory=Limits)
+    workspace: int = 1 << 30
+    level: int = 3
+    strip_weights: bool = False
+    plugin: Path | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One engine to build. name: "target" or "draft"; kind: "tensorrt" or "tensorrt-rtx"; sm: a number, such as 86."""
+
+    name: str
+    kind: str
+    sm: int
+    graph: graphs.Graph
+    profiles: list[Profile]
+    need: memory.Need
+    settings: Settings
+
+    @property
+    def file(self) -> str:
+        return f"tensorrt/sm{self.sm}/{self.name}.engine"
+
+    @property
+    def uses_plugin(self) -> bool:
+        return self.settings.plugin is not None and self.graph.dispatches > 0
+
+    def describe(self) -> str:
+        """What it is and what it needs, in one line of figures."""
+        need = f"about {self.need.host / 2**30:.1f} GiB of memory"
+        if self.need.device:
+            need += f" and {self.need.device / 2**30:.1f} GiB of the GPU's"
+        dispatch = ""
+        if self.graph.dispatches:
+            dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
+        weights = "no weights" if self.settings.strip_weights else f"{self.graph.weight_bytes / 1e6:.0f} MB of weights"
+        return f"{self.file}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
+
+
+def parse_sms(text: str) -> list[int]:
+    """The GPUs of "sm86,sm120", for a build ahead of time.
+
+    Raises:
+        UsageError: one of them is none that TensorRT-RTX builds for
+    """
+    known = ", ".join(f"sm{sm}" for sm in AHEAD_OF_TIME)
+    sms = []
+    for item in filter(None, (part.strip().lower() for part in text.split(","))):
+        number = item.removeprefix("sm").removeprefix("_")
+        sm = int(number) if number.isdecimal() else 0
+        if sm in _ON_DEVICE:
+            raise UsageError(
+                f"TensorRT-RTX builds nothing for {item} ({_ON_DEVICE[sm]}) ahead of time; run jakiro-build DIR on that device."
+            )
+        if sm not in AHEAD_OF_TIME:
+            raise UsageError(f"{item!r} is no GPU that can be built for ahead of time; known are {known}.")
+        sms.append(sm)
+    if not sms:
+        raise UsageError(f"--ahead-of-time names no GPU; known are {known}.")
+    return list(dict.fromkeys(sms))
+
+
+def plan(directory: Path, manifest: Manifest, kind: str, sms: Iterable[int], settings: Settings) -> list[Step]:
+    """Every build that is asked for, checked as far as that goes without TensorRT.
+
+    Raises:
+        ExportError, UsageError: a graph, a GPU or a limit does not fit; see the messages
+    """
+    steps = []
+    for name, file in manifest.graphs.items():
+        graph = graphs.read(directory / file)
+        shapes = profiles(name, graph, manifest, settings.limits)
+        need = memory.estimate(graph, shapes, settings.workspace, on_device=kind == "tensorrt")
+        for sm in sms:
+            graphs.check_types(graph, sm)
+            steps.append(Step(name, kind, sm, graph, shapes, need, settings))
+    return sorted(steps, key=lambda step: step.sm)
+
+
+def check_opset(step: Step, version: tuple[int, ...]) -> None:
+    """Raises ExportError where this TensorRT's parser is known to stop before the graph's opset."""
+    if step.kind == "tensorrt" and step.graph.opset >= 23 and version[:2] < versions.OPSET_23:
+        raise ExportError(
+            f"{step.graph.path.name} has opset {step.graph.opset}, which TensorRT {'.'.join(map(str, version))} does not parse; "
+            "export the engine with --opset 20."
+        )
+
+
+def build(directory: Path, steps: list[Step], say: Say) -> None:
+    """Builds the engines of every GPU among the steps and records them in engine.json.
+
+    Raises:
+        ExportError: a build failed; GPUs that were complete before it stay, of the others nothing is left
+    """
+    for sm in sorted({step.sm for step in steps}):
+        _build_gpu(directory, [step for step in steps if step.sm == sm], say)
+
+
+def _build_gpu(directory: Path, steps: list[Step], say: Say) -> None:
+    final = directory / "tensorrt" / f"sm{steps[0].sm}"
+    final.parent.mkdir(exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(final / "timing.cache", partial / "timing.cache")
+        built = {}
+        for step in steps:
+            say(f"Building {step.file}")
+            built[step.name] = run(step, partial)
+            figures = built[step.name]
+            say(f"  {figures['engine_bytes'] / 1e6:.1f} MB, {figures['layers']} layers, {figures['seconds']:.0f} s")
+        _forget(directory, final.name)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _remember(directory, steps, built)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            final.parent.rmdir()  # only if nothing else is in it
+        raise
+
+
+def job(step: Step, model: Path, folder: Path) -> Job:
+    """The worker's orders for a step: `model` is the rewritten graph, `folder` takes the engine."""
+    return Job(
+        kind=step.kind,
+        model=str(model),
+        source=str(step.graph.path.absolute()),
+        output=str((folder / f"{step.name}.engine").absolute()),
+        profiles=[
+            {tensor.name: [list(shape) for shape in profile.shapes(tensor)] for tensor in step.graph.inputs}
+            for profile in step.profiles
+        ],
+        sm=step.sm if step.kind == "tensorrt-rtx" else None,
+        plugin=str(step.settings.plugin) if step.uses_plugin else None,
+        timing_cache=None if step.kind == "tensorrt-rtx" else str((folder / "timing.cache").absolute()),
+        workspace=step.settings.workspace,
+        level=step.settings.level,
+        strip_weights=step.settings.strip_weights,
+    )
+
+
+def run(step: Step, folder: Path) -> dict[str, Any]:
+    """Builds one engine into `folder`, in a process of its own; returns the worker's figures.
+
+    Raises:
+        ExportError: TensorRT refused, or its process died
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / step.graph.path.name
+        model.write_bytes((graphs.with_plugins if step.uses_plugin else graphs.with_bodies)(step.graph))
+        try:
+            return run_job(job(step, model, folder))
+        except ExportError as error:
+            if "parser refuses" in str(error) and step.graph.opset >= 23:
+                hint = "an engine exported with --opset 20 asks less of the parser"
+                raise ExportError(f"{str(error).rstrip('.')}; {hint}.") from error
+            raise
+
+
+def run_job(orders: Job) -> dict[str, Any]:
+    """One worker process: its figures. Raises ExportError as `run`."""
+    what = Path(orders.source).name
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jakiro_export.tensorrt.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        output, log = process.communicate(orders.to_json())
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    answer: dict[str, Any] = {}
+    with suppress(ValueError, IndexError):
+        answer = json.loads(output.splitlines()[-1])
+    if process.returncode == 0 and answer:
+        return answer
+    if "error" in answer:
+        raise ExportError(answer["error"])
+    last = " | ".join(line for line in log.splitlines()[-_SAID:] if line.strip()) or "it said nothing"
+    if process.returncode == -signal.SIGKILL:
+        raise ExportError(f"The builder was killed while it built {what}: most likely the machine ran out of memory.")
+    if process.returncode < 0:
+        raise ExportError(f"The builder died of {signal.Signals(-process.returncode).name} while it built {what}; last: {last}.")
+    raise ExportError(f"The builder ended with status {process.returncode} while it built {what}; last: {last}.")
+
+
+def _forget(directory: Path, sm: str) -> None:
+    """Take a GPU's engines out of engine.json before the files change, so that it never lists what is not there."""
+    manifest = Manifest.read(directory)
+    names = [name for name in manifest.files if name.startswith(f"tensorrt/{sm}/")]
+    if not names and sm not in manifest.extra.get("tensorrt", {}):
+        return
+    for name in names:
+        del manifest.files[name]
+    manifest.extra.get("tensorrt", {}).pop(sm, None)
+    manifest.write(directory)
+
+
+def _remember(directory: Path, steps: list[Step], built: dict[str, dict[str, Any]]) -> None:
+    first, sm = steps[0], f"sm{steps[0].sm}"
+    manifest = Manifest.read(directory)
+    for file in sorted((directory / "tensorrt" / sm).iterdir()):
+        manifest.files[f"tensorrt/{sm}/{file.name}"] = record(file)
+    api = versions.load(first.kind)
+    manifest.extra.setdefault("tensorrt", {})[sm] = {
+        "runtime": first.kind,
+        "version": api.text,
+        "ahead_of_time": first.kind == "tensorrt-rtx",
+        "graphs": {step.name: step.file for step in steps},
+        "profiles": {
+            step.name: [
+                {"name": profile.name, "axes": {k: [r.least, r.typical, r.most] for k, r in profile.axes.items()}}
+                for profile in step.profiles
+            ]
+            for step in steps
+        },
+        "dispatch": "plugin" if any(step.uses_plugin for step in steps) else "standard operators",
+        "weights": "stripped" if first.settings.strip_weights else "included",
+        "builds": built,
+        "checks": [],
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    manifest.write(directory)
+
+
+def add_checks(directory: Path, sm: int, checks: list[dict[str, Any]]) -> None:
+    """Put what a check on the GPU found beside the engines' record."""
+    manifest = Manifest.read(directory)
+    manifest.extra["tensorrt"][f"sm{sm}"]["checks"] = checks
+    manifest.write(directory)

@@ -1,0 +1,146 @@
+"""An engine directory's graphs as TensorRT gets them: what they demand, and expert dispatch as a plugin or as its body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, inliner
+
+from jakiro_export.errors import ExportError
+
+DOMAIN = "jakiro"
+_BITS: dict[int, int] = {
+    TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,
+    TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8,
+}  # fmt: skip
+_FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
+_INT4 = (TensorProto.INT4, TensorProto.UINT4)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output. dims: a number, or the name of a dynamic axis; type: a TensorProto element type."""
+
+    name: str
+    type: int
+    dims: tuple[int | str, ...]
+
+    def elements(self, axes: dict[str, int]) -> int:
+        """How many values it has with these axis lengths."""
+        count = 1
+        for dim in self.dims:
+            count *= axes[dim] if isinstance(dim, str) else dim
+        return count
+
+    def bytes(self, axes: dict[str, int]) -> int:
+        """How many bytes it takes with these axis lengths."""
+        return self.elements(axes) * _BITS[self.type] // 8
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph, its weights left where they are.
+
+    types: every element type that occurs in its inputs, outputs and weights; weight_bytes: the size of the weights
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    types: frozenset[int]
+    weight_bytes: int
+    opset: int
+
+    @property
+    def axes(self) -> list[str]:
+        """The dynamic axes' names, in order of appearance."""
+        return list(dict.fromkeys(dim for tensor in self.inputs for dim in tensor.dims if isinstance(dim, str)))
+
+    @property
+    def dispatches(self) -> int:
+        """How many expert dispatch nodes it has."""
+        return sum(node.domain == DOMAIN for node in self.model.graph.node)
+
+
+def read(path: Path) -> Graph:
+    """Reads a graph without its weights.
+
+    Raises:
+        ExportError: the file is not an ONNX model
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own errors
+        raise ExportError(f"{path} is not a readable ONNX file ({error}); export the engine again.") from error
+    graph = model.graph
+    inputs, outputs = tuple(map(_tensor, graph.input)), tuple(map(_tensor, graph.output))
+    weight_bytes = 0
+    for weight in graph.initializer:
+        count = 1
+        for dim in weight.dims:
+            count *= dim
+        weight_bytes += count * weight_bits(weight) // 8
+    constants = [a.t.data_type for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    casts = [a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
+    types = {tensor.type for tensor in inputs + outputs} | {weight.data_type for weight in graph.initializer}
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    return Graph(path, model, inputs, outputs, frozenset({*types, *constants, *casts}), weight_bytes, opset)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    return Tensor(value.name, kind.elem_type, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim))
+
+
+def weight_bits(weight: onnx.TensorProto) -> int:
+    """Bits of one value of a weight."""
+    return _BITS.get(weight.data_type, 32)
+
+
+def check_types(graph: Graph, sm: int) -> None:
+    """Raises ExportError where the graph has values that TensorRT, or this GPU, does not compute with.
+
+    sm: the compute capability as a number, such as 86
+    """
+    if TensorProto.DOUBLE in graph.types:
+        raise ExportError(
+            f"{graph.path.name} has float64 values, which make its sums exact on a CPU and which TensorRT does not take; "
+            "export the engine with --precision fp16, or with --precision fp32 --equality numerical."
+        )
+    for types, name, least in (
+        ((TensorProto.BFLOAT16,), "bfloat16", 80),
+        (_INT4, "int4", 80),
+        (_FLOAT8, "float8", 89),
+    ):
+        if graph.types.intersection(types) and sm < least:
+            raise ExportError(
+                f"{graph.path.name} has {name} values, which need a GPU of sm{least} or newer, and sm{sm} is asked for; "
+                "export the engine with --precision fp16."
+            )
+
+
+def with_bodies(graph: Graph) -> bytes:
+    """The model with every function's body in its place: standard operators alone, for any parser and no plugin."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return bytes(model.SerializeToString())
+
+
+def with_plugins(graph: Graph) -> bytes:
+    """The model without the functions' bodies, so that every parser looks for the plugin of that name.
+
+    With the bodies in the file TensorRT 10.3 - 10.6 and, without a namespace on the node, 10.15 and later would take those.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.functions[:]
+    return bytes(model.SerializeToString())

@@ -1,0 +1,76 @@
+"""The shapes an engine is tuned for: a prompt's chunks, and the tree of a decoding round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jakiro_export.errors import UsageError
+from jakiro_export.tensorrt.graphs import Graph, Tensor
+from jakiro_runtime.cache import FIRST_BUCKET, bucket
+from jakiro_runtime.manifest import Manifest
+
+_TYPICAL_CAPACITY = 1024
+
+
+@dataclass(frozen=True)
+class Range:
+    """The lengths of one axis: at least, tuned for, at most."""
+
+    least: int
+    typical: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimization profile: a range for each dynamic axis, by its name in the graph."""
+
+    name: str
+    axes: dict[str, Range]
+
+    def most(self) -> dict[str, int]:
+        """The longest of every axis."""
+        return {axis: reach.most for axis, reach in self.axes.items()}
+
+    def shapes(self, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(least, typical, most) of an input's shape."""
+
+        def shape(which: str) -> tuple[int, ...]:
+            return tuple(getattr(self.axes[dim], which) if isinstance(dim, str) else dim for dim in tensor.dims)
+
+        return shape("least"), shape("typical"), shape("most")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What sessions may ask of an engine. batch: sequences at once; chunk: prompt rows in a call; context: positions."""
+
+    batch: int = 1
+    chunk: int = 128
+    context: int | None = None
+
+
+def profiles(kind: str, graph: Graph, manifest: Manifest, limits: Limits) -> list[Profile]:
+    """The two profiles of a graph. kind: "target" or "draft".
+
+    The capacities are the buckets in which the runtime's cache grows.
+
+    Raises:
+        UsageError: the graph has an axis that no profile has a range for, or the limits cannot be met
+    """
+    context = limits.context or manifest.model.max_context
+    if context > manifest.model.max_context:
+        raise UsageError(f"--max-context {context} is more than the {manifest.model.max_context} positions of this engine.")
+    most = bucket(context)
+    common = {
+        "batch": Range(1, 1, limits.batch),
+        "capacity": Range(FIRST_BUCKET, min(_TYPICAL_CAPACITY, most), most),
+    }
+    tree_rows = manifest.draft.nodes + 1 if kind == "target" else manifest.draft.levels + 1
+    chunk = max(limits.chunk, tree_rows)
+    tree = {**common, "rows": Range(1, tree_rows, tree_rows), "selected": Range(1, tree_rows, tree_rows)}
+    prompt = {**common, "rows": Range(1, chunk, chunk), "selected": Range(1, 1, 1)}
+    known = [axis for axis in graph.axes if axis not in tree]
+    if known:
+        raise UsageError(f"{graph.path.name} has the dynamic axis {known[0]!r}; expected are {', '.join(tree)}.")
+    return [Profile(name, {axis: ranges[axis] for axis in graph.axes}) for name, ranges in (("tree", tree), ("prompt", prompt))]

@@ -1,0 +1,181 @@
+"""One build in a process of its own, because a builder may crash or abort: python -m jakiro_export.tensorrt.worker < job.json
+
+The last line of its output is a JSON object: "engine_bytes", "peak_bytes" (of this process), "seconds" and "layers"; or
+"error", one sentence, with exit status 1. The engine appears under its name when it is complete. `Job` says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jakiro_export.errors import ExportError
+from jakiro_export.tensorrt import versions
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build.
+
+    kind: "tensorrt" or "tensorrt-rtx"
+    model: the ONNX file to parse; source: the file that its weights' places are relative to
+    profiles: for each, the three shapes of every input by name
+    sm: the GPU to build for ahead of time, such as 86; None builds for the GPU of this machine
+    plugin: a plugin library to load first, or None
+    workspace: bytes for temporary values; level: the builder's effort, 0 to 5
+    """
+
+    kind: str
+    model: str
+    source: str
+    output: str
+    profiles: list[dict[str, list[list[int]]]]
+    sm: int | None = None
+    plugin: str | None = None
+    timing_cache: str | None = None
+    workspace: int = 1 << 30
+    level: int = 3
+    strip_weights: bool = False
+    full_float32: bool = True
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def build(job: Job) -> dict[str, Any]:
+    """Builds and writes one engine.
+
+    Raises:
+        ExportError: TensorRT refuses the graph, the shapes or the GPU; the message has its own words
+    """
+    start = time.monotonic()
+    api = versions.load(job.kind)
+    trt = api.module
+    logger = _logger(trt)
+    if job.plugin is not None:
+        _load_plugin(trt, job.plugin)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        reason = _line(logger.last or "is there a CUDA driver?")
+        raise ExportError(f"TensorRT {api.text} makes no builder here: {reason}") from error
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(Path(job.model).read_bytes(), job.source):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [logger.last]
+        raise ExportError(f"TensorRT's parser refuses {Path(job.source).name}: {_line(reasons[0])}")
+    config = builder.create_builder_config()
+    _configure(trt, config, job)
+    _add_profiles(builder, network, config, job.profiles)
+    cache = _open_cache(config, job)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ExportError(f"TensorRT's builder refuses {Path(job.source).name}: {_line(logger.last)}")
+    data = memoryview(engine)
+    _write(Path(job.output), data)
+    if cache is not None and job.timing_cache is not None:
+        _write(Path(job.timing_cache), memoryview(cache.serialize()))
+    seconds = round(time.monotonic() - start, 2)
+    return {"engine_bytes": data.nbytes, "peak_bytes": _peak(), "seconds": seconds, "layers": network.num_layers}
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Warnings and errors to standard error; the last error kept for the sentence that the user reads."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.last = message
+                print(f"error: {message}", file=sys.stderr)
+            elif severity == trt.ILogger.Severity.WARNING:
+                print(f"warning: {message}", file=sys.stderr)
+
+    return Logger()
+
+
+def _load_plugin(trt: Any, path: str) -> None:
+    registry = trt.get_plugin_registry()
+    if registry.load_library(path) is None:
+        raise ExportError(f"TensorRT does not load the plugin library {path}; build it on this machine, see plugins/README.md.")
+
+
+def _configure(trt: Any, config: Any, job: Job) -> None:
+    config.builder_optimization_level = job.level
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
+    if job.full_float32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if job.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if job.sm is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{job.sm}"), 0)
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, profiles: list[dict[str, list[list[int]]]]) -> None:
+    names = [network.get_input(i).name for i in range(network.num_inputs)]
+    for number, shapes in enumerate(profiles):
+        profile = builder.create_optimization_profile()
+        for name in names:
+            if name not in shapes:
+                raise ExportError(f"Profile {number} says no shapes for the input {name}.")
+            least, typical, most = shapes[name]
+            try:
+                profile.set_shape(name, least, typical, most)
+            except (ValueError, TypeError) as error:
+                raise ExportError(f"The shapes {shapes[name]} of {name} make no profile: {_line(str(error))}") from error
+        if config.add_optimization_profile(profile) < 0:
+            raise ExportError(f"TensorRT refuses profile {number}: least, typical and most do not follow each other.")
+
+
+def _open_cache(config: Any, job: Job) -> Any:
+    if job.timing_cache is None:
+        return None
+    path = Path(job.timing_cache)
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def _write(path: Path, data: memoryview) -> None:
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _peak() -> int:
+    """The most memory this process has had; not what rusage says, which counts its parent's from before it became this one."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _line(text: str) -> str:
+    """TensorRT's words as the end of a sentence, without the places in its own sources."""
+    words = re.split(r" \[?\w+\.(?:cpp|h)::| In \w+ at /", " ".join(text.split()))[0].rstrip(". (")
+    return f"{words}{')' if words.count('(') > words.count(')') else ''}." if words else "it gives no reason."
+
+
+def main() -> None:
+    """Reads a job, builds it, says how it went."""
+    try:
+        print(json.dumps(build(Job(**json.load(sys.stdin)))), flush=True)
+    except ExportError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

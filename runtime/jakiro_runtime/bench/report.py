@@ -1,0 +1,166 @@
+"""The JSON object: the figures that answer the question first, then everything they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from jakiro_runtime.bench.contenders import Answer, Ours
+from jakiro_runtime.bench.figures import rate, summary
+from jakiro_runtime.bench.measure import Run, Turn
+from jakiro_runtime.stats import Stats
+
+SPECULATIVE, PLAIN = "speculative", "plain"
+
+
+def report(run: Run, speculative: Ours) -> dict[str, Any]:
+    """Top-level figures and `detail`; the caller adds `machine` and `settings`.
+
+    speedup: tokens_per_second / plain_tokens_per_second, each the median over repeats of a rate pooled over all answers
+    tau: tokens per target pass, the passes over prompts not counted, pooled over all answers
+    identical: every answer of every repeat, with and without speculation, token for token the same
+    """
+    differences = find_differences(run.turns)
+    fast, slow = _rates(run.turns, SPECULATIVE), _rates(run.turns, PLAIN)
+    stats = _stats(run.turns, SPECULATIVE)
+    rounds = {name: _rounds(run.turns, name) for name in (SPECULATIVE, PLAIN)}
+    step = rounds[PLAIN]["total_ms"]["median"]
+    return {
+        "speedup": _ratio(median(fast), median(slow)),
+        "tau": round(_tau(stats), 4),
+        "tokens_per_second": round(median(fast), 3),
+        "plain_tokens_per_second": round(median(slow), 3),
+        "identical": not differences,
+        "detail": {
+            "tokens_per_second": summary(fast),
+            "plain_tokens_per_second": summary(slow),
+            "speedup_by_repeat": summary([a / b if b else 0.0 for a, b in zip(fast, slow, strict=True)], 4),
+            "answers": len(run.turns),
+            "new_tokens": sum(len(turn.answers[SPECULATIVE][0].tokens) for turn in run.turns),
+            "differences": differences,
+            "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.left_out],
+            "acceptance": _acceptance(stats, speculative),
+            "round_ms": rounds[SPECULATIVE],
+            "plain_step_ms": rounds[PLAIN],
+            "round_in_plain_steps": _ratio(rounds[SPECULATIVE]["total_ms"]["median"], step),
+            "host_share": _ratio(rounds[SPECULATIVE]["host_ms"]["median"], rounds[SPECULATIVE]["total_ms"]["median"]),
+            "first_token_ms": _first_token(run.turns, SPECULATIVE),
+            "plain_first_token_ms": _first_token(run.turns, PLAIN),
+            "prompts": _groups(run.turns, lambda turn: turn.prompt.id),
+            "benchmarks": _groups(run.turns, lambda turn: turn.prompt.benchmark or "(none)"),
+        },
+    }
+
+
+def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each peer: its rate and time to first token, and how many times as fast ours is, with and without speculation."""
+    figures = {}
+    fast, slow = (median(_rates(run.turns, name)) for name in (SPECULATIVE, PLAIN))
+    for name in names:
+        rates = _rates(run.turns, name)
+        figures[name] = {
+            "tokens_per_second": summary(rates),
+            "first_token_ms": _first_token(run.turns, name),
+            "speculative_ratio": _ratio(fast, median(rates)),
+            "plain_ratio": _ratio(slow, median(rates)),
+        }
+    return figures
+
+
+def find_differences(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Where answers of ours differ from the first plain one: prompt, turn, who, repeat, and the first differing position."""
+    found = []
+    for turn in turns:
+        expected = turn.answers[PLAIN][0].tokens
+        for name in (SPECULATIVE, PLAIN):
+            for repeat, answer in enumerate(turn.answers[name]):
+                if answer.tokens != expected:
+                    pairs = enumerate(zip(answer.tokens, expected, strict=False))
+                    position = next((at for at, (a, b) in pairs if a != b), min(len(answer.tokens), len(expected)))
+                    place = {"id": turn.prompt.id, "turn": turn.number, "position": position}
+                    found.append({**place, "contender": name, "repeat": repeat + 1})
+    return found
+
+
+def _rates(turns: Sequence[Turn], name: str) -> list[float]:
+    """Tokens per second, a repeat each."""
+    repeats = len(turns[0].answers[name])
+    return [rate(turn.answers[name][repeat] for turn in turns) for repeat in range(repeats)]
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return round(ours / theirs, 4) if theirs else 0.0
+
+
+def _stats(turns: Sequence[Turn], name: str) -> list[Stats]:
+    return [answer.stats for turn in turns for answer in turn.answers[name] if answer.stats]
+
+
+def _tau(stats: Sequence[Stats]) -> float:
+    rounds = sum(each.rounds for each in stats)
+    return (sum(sum(each.accepted) for each in stats) + rounds) / rounds if rounds else 0.0
+
+
+def _acceptance(stats: Sequence[Stats], speculative: Ours) -> dict[str, Any]:
+    """Shares of rounds: `by_depth` accepted so many or more, `given_the_one_before` of those that accepted one less."""
+    rounds = sum(each.rounds for each in stats)
+    levels = max((len(each.accepted) for each in stats), default=0)
+    counts = [sum(each.accepted[level] for each in stats if level < len(each.accepted)) for level in range(levels)]
+    before = [rounds, *counts]
+    return {
+        "rounds": rounds,
+        "by_depth": [_ratio(count, rounds) for count in counts],
+        "given_the_one_before": [_ratio(count, base) for count, base in zip(counts, before, strict=False)],
+        "by_rank": speculative.ranks.as_dict() if speculative.ranks.rounds else None,
+    }
+
+
+def _rounds(turns: Sequence[Turn], name: str) -> dict[str, Any]:
+    """Milliseconds of a round in the draft, in the target, outside both, and together; pooled over answers, by repeat."""
+    parts: dict[str, list[float]] = {"draft_ms": [], "target_ms": [], "host_ms": [], "total_ms": []}
+    for repeat in range(len(turns[0].answers[name])):
+        stats = [found for turn in turns if (found := turn.answers[name][repeat].stats)]
+        rounds = max(1, sum(each.rounds for each in stats))
+        for part, values in parts.items():
+            field = "decode" if part == "total_ms" else part.removesuffix("_ms")
+            values.append(1e3 * sum(getattr(each, field) for each in stats) / rounds)
+    return {part: summary(values) for part, values in parts.items()}
+
+
+def _first_token(turns: Sequence[Turn], name: str) -> dict[str, Any]:
+    """First turns and later ones apart: a later turn's prompt is processed already up to its new question."""
+
+    def over(chosen: Sequence[Turn]) -> dict[str, Any] | None:
+        answers: list[Answer] = [answer for turn in chosen for answer in turn.answers[name]]
+        return summary([1e3 * answer.first_token for answer in answers]) if answers else None
+
+    first = [turn for turn in turns if turn.number == 1]
+    later = [turn for turn in turns if turn.number > 1]
+    tokens = {"first_turns": first, "later_turns": later}
+    return {key: over(chosen) for key, chosen in tokens.items()}
+
+
+def _groups(turns: Sequence[Turn], key: Callable[[Turn], str]) -> list[dict[str, Any]]:
+    """Speed-up and tau of each prompt, or of each benchmark."""
+    groups: dict[str, list[Turn]] = {}
+    for turn in turns:
+        groups.setdefault(key(turn), []).append(turn)
+    figures = []
+    for name, members in groups.items():
+        fast, slow = _rates(members, SPECULATIVE), _rates(members, PLAIN)
+        figures.append(
+            {
+                "id": name,
+                "category": members[0].prompt.category,
+                "turns": len(members),
+                "prompt_tokens": sum(len(turn.ids) for turn in members),
+                "new_tokens": sum(len(turn.answers[SPECULATIVE][0].tokens) for turn in members),
+                "tau": round(_tau(_stats(members, SPECULATIVE)), 4),
+                "tokens_per_second": round(median(fast), 3),
+                "plain_tokens_per_second": round(median(slow), 3),
+                "speedup": _ratio(median(fast), median(slow)),
+                "identical": not find_differences(members),
+            }
+        )
+    return figures

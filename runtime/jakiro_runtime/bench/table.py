@@ -1,0 +1,118 @@
+"""The figures at a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show(data: dict[str, Any], console: Console) -> None:
+    """Print the tables of a report and what they mean."""
+    console.print(_speed(data))
+    console.print(_acceptance(data["detail"]["acceptance"]))
+    if data["detail"].get("cost_by_rows"):
+        console.print(_cost(data["detail"]["cost_by_rows"]))
+    if data["detail"].get("peers"):
+        console.print(_peers(data["detail"]["peers"]))
+    for line in sentences(data):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def sentences(data: dict[str, Any]) -> list[str]:
+    """What there is to say besides figures in tables; also for the page."""
+    detail, machine, lines = data["detail"], data["machine"], []
+    if far := detail.get("long_context"):
+        lines.append(
+            f"Verifying {far['rows']} rows at past {far['past'][1]} costs {far['ratio']:.2f} times past {far['past'][0]}: "
+            f"{far['extra_ms']:.1f} ms more for {far['extra_bytes'] / 1e6:.0f} MB more of cache read (capacities "
+            f"{far['capacity'][0]} and {far['capacity'][1]}), which alone take {far['extra_ms_for_the_bytes']:.1f} ms "
+            f"at the {far['machine_gigabytes_per_second']:.1f} GB/s that this machine reads; the rest is arithmetic on it."
+        )
+    for left in detail.get("peers_left_out", []):
+        lines.append(f"{left['name']}: {left['reason']}")
+    if detail["left_out"]:
+        lines.append(f"{len(detail['left_out'])} conversations were cut where they no longer fit the context.")
+    load = [value for value in machine.get("load_average", []) if value is not None]
+    if load and load[0] > 0.5:
+        lines.append(f"The machine was busy when this began (load average {load[0]:.1f}): trust ratios more than rates.")
+    steps = detail["round_in_plain_steps"]
+    lines.append(f"A round costs {steps:.2f} plain steps, {100 * detail['host_share']:.1f} % of it on the host.")
+    answers = f"{detail['answers']} answers, {data['settings']['repeats']} repeats"
+    lines.append(f"speed-up {data['speedup']:.2f}x, tau {data['tau']:.2f}, {answers}")
+    if data["identical"]:
+        lines.append("output identical: yes")
+    else:
+        first = detail["differences"][0]
+        lines.append(
+            f"output identical: NO, {len(detail['differences'])} answers differ, the first one in {first['id']}, "
+            f"turn {first['turn']}, token {first['position']}"
+        )
+    return lines
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _spread(figure: dict[str, Any] | None, digits: int = 1) -> str:
+    return f"{figure['median']:.{digits}f} ± {figure['mad']:.{digits}f}" if figure else "-"
+
+
+def _speed(data: dict[str, Any]) -> Table:
+    detail = data["detail"]
+    table = _table(f"{escape(data['settings']['model'])}, median ± median deviation", "", "speculative", "plain")
+    rows: list[tuple[str, Any, Any]] = [
+        ("tokens/s", detail["tokens_per_second"], detail["plain_tokens_per_second"]),
+        ("first token, ms", detail["first_token_ms"]["first_turns"], detail["plain_first_token_ms"]["first_turns"]),
+        ("... in later turns", detail["first_token_ms"]["later_turns"], detail["plain_first_token_ms"]["later_turns"]),
+    ]
+    for part in ("draft", "target", "host", "total"):
+        rows.append((f"{part}, ms a round", detail["round_ms"][f"{part}_ms"], detail["plain_step_ms"][f"{part}_ms"]))
+    for name, ours, plain in rows:
+        digits = 2 if name.startswith("host") else 1
+        table.add_row(name, _spread(ours, digits), _spread(plain, digits))
+    table.add_row("tau, tokens per target pass", f"{data['tau']:.2f}", "1.00")
+    if detail.get("peak_memory_mb"):
+        table.add_row("peak resident memory, MB, both", f"{detail['peak_memory_mb']:.0f}", "")
+    return table
+
+
+def _acceptance(acceptance: dict[str, Any]) -> Table:
+    ranks = acceptance["by_rank"] or {"by_sibling_rank": []}
+    depths = acceptance["by_depth"]
+    most = max(len(depths), len(ranks["by_sibling_rank"]))
+    table = _table("Acceptance", "", *(str(number) for number in range(1, most + 1)))
+
+    def cells(shares: list[float]) -> list[str]:
+        return [f"{share:.2f}" for share in shares] + [""] * (most - len(shares))
+
+    table.add_row("depth n reached, of rounds", *cells(depths))
+    table.add_row("... of those that reached n-1", *cells(acceptance["given_the_one_before"]))
+    if acceptance["by_rank"]:
+        table.add_row("child of rank n, where there was one", *cells(ranks["by_sibling_rank"]))
+    return table
+
+
+def _cost(costs: list[dict[str, Any]]) -> Table:
+    rows = list(costs[0]["ms"])
+    table = _table("A target pass, ms by rows", "past", *rows, "cache read, MB")
+    for cost in costs:
+        cells = [f"{cost['ms'][count]['median']:.1f}" for count in rows]
+        table.add_row(str(cost["past"]), *cells, f"{cost['bytes_read'] / 1e6:.0f}")
+    return table
+
+
+def _peers(peers: dict[str, dict[str, Any]]) -> Table:
+    table = _table("Peers", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain")
+    for name, figures in peers.items():
+        ratios = [f"{figures[key]:.2f}x" for key in ("speculative_ratio", "plain_ratio")]
+        table.add_row(
+            escape(name), _spread(figures["tokens_per_second"]), _spread(figures["first_token_ms"]["first_turns"]), *ratios
+        )
+    return table

@@ -1,0 +1,76 @@
+"""Row-by-row int8: what is written, and that a row's result is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import tiny
+from answers import plain, run
+from jakiro_export.graph import quantize
+from jakiro_export.graph.quantize import Channels, ChannelScales
+from jakiro_export.weights import Array
+from jakiro_runtime import Engine, Sampling
+from oracle import with_oracle
+
+
+def panels(weight: object) -> np.ndarray:
+    return np.concatenate(list(weight.panels()))  # type: ignore[attr-defined]
+
+
+def test_weights_are_rounded_by_channel() -> None:
+    matrix = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
+    matrix[3] = 0
+    matrix[4] *= 1000
+    stored, scales = panels(Channels(Array(matrix))), panels(ChannelScales(Array(matrix)))
+    assert stored.dtype == np.uint8
+    back = (stored.astype(np.float32) - 128) * scales[:, None]
+    assert (np.abs(back - matrix) <= scales[:, None] * 0.5001).all()
+    assert (back[3] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "engine"
+    return tiny.make_engine(out, tiny_target, tiny_head, precision="int8", verify=False)
+
+
+def differs(engine: Engine) -> bool:
+    """Whether speculation changes a logit of any of some answers."""
+    for seed in range(5):
+        prompt = np.random.default_rng(seed).integers(3, tiny.VOCAB, 40).tolist()
+        how = Sampling(temperature=0.8, seed=seed, logprobs=4)
+        expected = plain(engine, prompt, 40, sampling=how)
+        oracle = with_oracle(engine, [[*prompt, *expected.tokens]], seed)
+        found = run(oracle.session(chunk=17), prompt, 40, sampling=how)
+        if (found.tokens, found.logprobs) != (expected.tokens, expected.logprobs):
+            return True
+    return False
+
+
+def test_every_product_is_in_bytes_and_a_row_is_its_own(int8: Path) -> None:
+    kinds = [node.op_type for node in onnx.load(int8 / "target.onnx", load_external_data=False).graph.node]
+    layers = 2
+    assert kinds.count("MatMulInteger") == 4 * layers + 1  # q k v, o, gate up, down; logits
+    assert kinds.count("ReduceMax") >= 4 * layers + 1
+    engine = Engine.open(int8)
+    assert engine.manifest.bitwise
+    assert engine.manifest.precision == {"target": "int8", "draft": "int8"}
+    assert not differs(engine)
+
+
+@pytest.mark.slow
+def test_one_scale_for_all_rows_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_target: Path, tiny_head: Path
+) -> None:
+    constant = quantize._constant
+
+    def every_axis(model: object, name: str, value: np.ndarray) -> object:
+        return constant(model, name, np.array([-2, -1]) if name == "last_axis" else value)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantize, "_constant", every_axis)
+    out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="int8", verify=False)
+    assert differs(Engine.open(out))

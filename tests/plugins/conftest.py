@@ -1,0 +1,12 @@
+"""The plugins' CPU build, once a session."""
+
+from __future__ import annotations
+
+import plugin_library
+import pytest
+from plugin_library import Library
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    return Library(plugin_library.build())

@@ -1,0 +1,18 @@
+"""Whole answers, as tests want them."""
+
+from __future__ import annotations
+
+from jakiro_runtime import Engine, Result, Session
+
+
+def run(session: Session, prompt: list[int] | str, most: int = 40, **options: object) -> Result:
+    result = Result()
+    for event in session.generate(prompt, most, **options):
+        assert event.tokens
+        result.add(event)
+    result.stats = session.stats
+    return result
+
+
+def plain(engine: Engine, prompt: list[int], most: int = 40, **options: object) -> Result:
+    return run(engine.session(speculate=False), prompt, most, **options)

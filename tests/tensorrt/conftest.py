@@ -1,0 +1,44 @@
+"""Engines to build from, and a TensorRT-RTX to build with: the installed one, or the wheels from the package index."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
+
+import plugin_wheels
+
+RTX = "1.7.1.116"
+RTX_INSTALLED = any(map(importlib.util.find_spec, ("tensorrt_rtx", "tensorrt_rtx_bindings")))
+
+
+@pytest.fixture(scope="session")
+def half_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
+    """The tiny engine in fp16. Read only: tests that build copy it."""
+    out = tmp_path_factory.mktemp("half") / "engine"
+    return tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", bitwise=False, verify=False)
+
+
+@pytest.fixture
+def engine(half_engine: Path, tmp_path: Path) -> Path:
+    """A copy of `half_engine` for one test."""
+    return Path(shutil.copytree(half_engine, tmp_path / "engine"))
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX on the path of this process and of those it starts."""
+    if RTX_INSTALLED:
+        return
+    folders = [str(plugin_wheels.unpacked(f"tensorrt-rtx-cu13-{part}=={RTX}")) for part in ("bindings", "libs")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    for folder in folders:
+        monkeypatch.syspath_prepend(folder)

@@ -1,0 +1,143 @@
+"""Every call that this project makes into TensorRT exists in the versions it names.
+
+The bindings' wheels are imported over empty libraries: their attribute names, enumerations and docstrings mean something there,
+nothing else does.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import plugin_wheels
+import pytest
+
+import jakiro_export.tensorrt.worker
+
+SOURCES = [Path(jakiro_export.tensorrt.worker.__file__)]
+BINDINGS = {
+    "10.3.0": ("tensorrt-cu12-bindings==10.3.0", "10"),
+    "10.13.3.9": ("tensorrt-cu13-bindings==10.13.3.9", "10"),
+    "11.4.0.106": ("tensorrt-cu13-bindings==11.4.0.106", "11"),
+}
+# What our sources call an object, and its class.
+CLASSES = {
+    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile", "cache": "ITimingCache", "registry": "IPluginRegistry",
+}  # fmt: skip
+# Calls for builds ahead of time, which TensorRT-RTX alone has.
+RTX_ONLY = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+_DESCRIBE = """
+import importlib, json, sys
+sys.path[:0] = sys.argv[2:]
+module = importlib.import_module(sys.argv[1])
+names = set(dir(module))
+for name in list(names):
+    inner = getattr(module, name)
+    if isinstance(inner, type):
+        names |= {f"{name}.{attribute}" for attribute in dir(inner)}
+        names |= {f"{name}.{a}.{b}" for a in dir(inner) if isinstance(getattr(inner, a), type) for b in dir(getattr(inner, a))}
+print(json.dumps(sorted(names)))
+"""
+
+
+def calls(path: Path) -> set[str]:
+    """The names a source uses: "Builder", "BuilderFlag.TF32", "IBuilderConfig.set_flag", ..."""
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.insert(0, node.attr)
+            node = node.value
+        if not parts or not isinstance(node, ast.Name):
+            continue
+        if node.id == "trt":
+            used |= {".".join(parts[: end + 1]) for end in range(len(parts))}
+        elif node.id in CLASSES:
+            used.add(f"{CLASSES[node.id]}.{parts[0]}")
+    return {name for name in used if not name.endswith("__init__")}
+
+
+def described(module: str, folders: list[Path], libraries: Path | None) -> set[str]:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries or "")}
+    command = [sys.executable, "-c", _DESCRIBE, module, *map(str, folders)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return set(json.loads(result.stdout))
+
+
+@lru_cache
+def surface(version: str, folder: Path) -> set[str]:
+    """Every name in the bindings of a version. `folder` takes the empty libraries they are loaded over."""
+    requirement, major = BINDINGS[version]
+    bindings = plugin_wheels.unpacked(requirement)
+    compiler = shutil.which("gcc") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C compiler: install gcc")
+    needed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(bindings / "tensorrt_bindings" / "tensorrt.so")], capture_output=True, text=True
+    ).stdout.split()
+    symbols = [
+        name for name in needed if name.endswith("_INTERNAL") or name.startswith(("getNv", "getPlugin", "getBuilder", "initLib"))
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "empty.c").write_text("\n".join(f"void* {name}(void) {{ return 0; }}" for name in symbols))
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        library = f"lib{name}.so.{major}"
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{library}", str(folder / "empty.c"), "-o", str(folder / library)]
+        subprocess.run(command, check=True)
+    return described("tensorrt_bindings", [bindings], folder)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+def test_the_lint_sees_the_calls() -> None:
+    used = set().union(*map(calls, SOURCES))
+    assert {"Builder", "OnnxParser.parse", "BuilderFlag.STRIP_PLAN", "IOptimizationProfile.set_shape"} <= used
+    assert used >= RTX_ONLY
+    assert len(used) > 25
+
+
+@pytest.mark.parametrize("version", list(BINDINGS))
+def test_every_call_exists_in(version: str, libraries: Path) -> None:
+    known = surface(version, libraries / version)
+    used = set().union(*map(calls, SOURCES))
+    unknown = {name for name in used - known if not any(name == only or name.startswith(f"{only}.") for only in RTX_ONLY)}
+    assert unknown == set()
+
+
+def test_every_call_exists_in_tensorrt_rtx(rtx: None) -> None:
+    folders = [Path(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    module = "tensorrt_rtx_bindings" if folders else "tensorrt_rtx"
+    used = set().union(*map(calls, SOURCES))
+    assert used - described(module, folders, None) == set()
+
+
+def test_calls_that_some_version_lacks_would_be_found(libraries: Path) -> None:
+    assert "BuilderFlag.FP16" in surface("10.3.0", libraries / "10.3.0")
+    assert "BuilderFlag.FP16" not in surface("11.4.0.106", libraries / "11.4.0.106")
+    assert "OnnxParser.load_model_proto" not in surface("10.3.0", libraries / "10.3.0")
+    assert "OnnxParser.load_model_proto" in surface("11.4.0.106", libraries / "11.4.0.106")
+    assert not any("ComputeCapability" in name for name in surface("11.4.0.106", libraries / "11.4.0.106"))
+
+
+def test_polygraphy_has_what_the_check_on_a_device_uses() -> None:
+    """Its runners import TensorRT when they run, not before."""
+    folder = plugin_wheels.unpacked("polygraphy==0.53.6")
+    program = (
+        "import sys, inspect; sys.path.insert(0, sys.argv[1])\n"
+        "from polygraphy.backend.common import BytesFromPath\n"
+        "from polygraphy.backend.trt import EngineFromBytes, TrtRunner\n"
+        "assert 'optimization_profile' in inspect.signature(TrtRunner.__init__).parameters\n"
+        "EngineFromBytes(BytesFromPath('x'))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
