@@ -126,13 +126,14 @@ def _on_device(
     directory: Path, manifest: Any, sm: str | None, settings: Any, check: bool, ignore_memory: bool, dry_run: bool
 ) -> None:
     from jakiro_export.errors import ExportError
-    from jakiro_export.tensorrt import accuracy, building, device, memory, versions
+    from jakiro_export.tensorrt import accuracy, building, memory, versions
+    from jakiro_runtime.backend import gpu as device
 
     wanted = _number(sm) if sm is not None else None
     if dry_run and wanted is not None:
         _describe(building.plan(directory, manifest, "tensorrt", [wanted], settings), "with TensorRT, on the device")
         return
-    gpu = device.find()
+    gpu = device.find(hint="run jakiro-build on the machine with the GPU, or name the GPU with --ahead-of-time, such as sm86")
     if wanted not in (None, gpu.sm):
         raise ExportError(f"This machine's GPU is {gpu.name}, sm{gpu.sm}, and --sm asks for sm{wanted}.")
     steps = building.plan(directory, manifest, "tensorrt", [gpu.sm], settings)

@@ -39,3 +39,10 @@ def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
     """An engine directory of the two, exported and verified as a user would, bitwise, 12 nodes."""
     return tiny.make_engine(tmp_path_factory.mktemp("engine") / "tiny", tiny_target, tiny_head)
+
+
+@pytest.fixture(scope="session")
+def half_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
+    """The tiny engine in fp16. For GPUs, and read only: tests that build from it copy it."""
+    out = tmp_path_factory.mktemp("half") / "engine"
+    return tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", bitwise=False, verify=False)

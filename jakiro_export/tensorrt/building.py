@@ -255,6 +255,11 @@ def _remember(directory: Path, steps: list[Step], built: dict[str, dict[str, Any
             ]
             for step in steps
         },
+        "limits": {
+            "batch": first.settings.limits.batch,
+            "chunk": first.settings.limits.chunk,
+            "context": first.settings.limits.context or manifest.model.max_context,
+        },
         "dispatch": "plugin" if any(step.uses_plugin for step in steps) else "standard operators",
         "weights": "stripped" if first.settings.strip_weights else "included",
         "builds": built,

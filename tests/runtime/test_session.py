@@ -186,7 +186,8 @@ def test_a_saved_session_continues(
     for speculate in (True, False):
         restored = oracle.restore(tmp_path / "talk.npz", speculate=speculate)
         result = run(restored, again)
-        assert result.stats.reused_tokens >= len(again) - 4
+        # what the last round accepted was not drafted behind yet: those rows are made again
+        assert result.stats.reused_tokens >= len(again) - oracle.manifest.draft.levels - 3
         assert result.tokens == plain(engine, again).tokens
 
 
