@@ -1,4 +1,4 @@
-"""A GPU made of host memory, as far as jakiro_runtime uses one: the calls of cuda.bindings.runtime, and nothing lenient about them.
+"""A GPU made of host memory, as far as jakiro_runtime uses one: cuda.bindings.runtime's calls, nothing lenient about them.
 
 Work on a stream waits in a queue until somebody waits for the stream, so a result that is read too early is not there. Device
 memory begins as garbage. A copy must stay inside one allocation on each side and go the way it says. While a stream is recorded

@@ -1,4 +1,4 @@
-"""The TensorRT backend on a GPU made of host memory: the same tokens as ONNX Runtime, and what crosses between host and device."""
+"""The TensorRT backend on a GPU made of host memory: the tokens of ONNX Runtime, and what crosses between host and device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_building import built_for
 from fake_cuda import FakeCuda, Traffic
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import tiny
 from answers import plain, run
@@ -95,18 +96,18 @@ def test_a_seed_draws_the_same_tokens(engine: Engine, reference: Engine, cuda: F
 
 
 def rounds(engine: Engine, cuda: FakeCuda, **options: object) -> Traffic:
-    """The traffic of the rounds of an answer that comes when everything is warm, the prompt's not among them."""
+    """The traffic of an answer's rounds when everything is warm; not the first one, which drafts behind the whole prompt."""
     session = engine.session(chunk=32)
     run(session, PROMPTS[2], 24, **options)
     session.reset()
     events = session.generate(PROMPTS[2], 24, **options)  # type: ignore[arg-type]
-    next(events)
-    cuda._run()
+    next(events), next(events)
+    cuda.cudaStreamSynchronize(0)
     cuda.traffic, mallocs = Traffic(), cuda.mallocs
     for _ in events:
         pass
     assert cuda.mallocs == mallocs, "nothing is allocated in a round"
-    cuda.traffic.rounds = session.stats.rounds  # type: ignore[attr-defined]
+    cuda.traffic.rounds = session.stats.rounds - 1  # type: ignore[attr-defined]
     return cuda.traffic
 
 
@@ -152,7 +153,7 @@ def test_a_pruned_tree_reads_its_scores(directory: Path, reference: Engine, cuda
 
 def test_a_context_for_each_shape_and_one_graph_for_each(engine: Engine, cuda: FakeCuda) -> None:
     session = engine.session(chunk=32)
-    run(session, PROMPTS[4], 60)  # crosses 256 slots
+    run(session, PROMPTS[4][:200], 100)  # crosses 256 slots
     tree = engine.manifest.draft.nodes + 1
     shapes = [
         (context.shapes["input_ids"], context.shapes["past_key.0"][2], context.runs)
@@ -164,7 +165,7 @@ def test_a_context_for_each_shape_and_one_graph_for_each(engine: Engine, cuda: F
     profiles = {context.shapes["input_ids"][1]: context.profile for context in fake_tensorrt.contexts}
     assert profiles[tree] == 0
     assert profiles[32] == 1
-    assert len({context.memory[0] for context in fake_tensorrt.contexts}) == 2, "temporary memory is shared, and grew once"
+    assert len({context.memory[0] for context in fake_tensorrt.contexts}) == 1, "temporary memory is shared"
 
 
 def test_what_cannot_be_recorded_runs_as_it_is(engine: Engine, reference: Engine, cuda: FakeCuda) -> None:
@@ -191,15 +192,19 @@ def test_a_backend_with_a_step_left_out_fails(
     engine: Engine, reference: Engine, deed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_out = {"wait": "synchronize", "upload": "enqueue_upload", "commit": "append"}[deed]
+    expected = plain(reference, PROMPTS[2]).tokens
     monkeypatch.setattr(cuda_memory.CudaMemory, left_out, lambda *_: None)
-    assert run(engine.session(chunk=32), PROMPTS[2]).tokens != plain(reference, PROMPTS[2]).tokens
+    try:
+        assert run(engine.session(chunk=32), PROMPTS[2]).tokens != expected
+    except InvalidArgument:  # garbage for token numbers
+        assert deed == "upload"
 
 
 # One sentence for everything that cannot be done.
 
 
 def test_a_chunk_that_was_not_built(engine: Engine) -> None:
-    with pytest.raises(EngineError, match=r"shape \[1, 100\].*\[1, 32\].*--chunk"):
+    with pytest.raises(EngineError, match=r"shape \[1, 50\].*\[1, 32\].*--chunk"):
         run(engine.session(chunk=100), PROMPTS[4])
 
 

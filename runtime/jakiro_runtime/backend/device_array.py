@@ -69,7 +69,7 @@ class DeviceArray:
                 raise ValueError(f"{value.dtype} {value.shape} cannot be put into {view.dtype} {view.shape}")
             _copy(view, value.address, value.strides, view.address, view.strides)
             return
-        given = np.ascontiguousarray(np.broadcast_to(np.asarray(value, self.dtype), view.shape))
+        given = np.array(np.broadcast_to(value, view.shape), self.dtype, order="C")
         _copy(view, given.ctypes.data, given.strides, view.address, view.strides)
         self.memory.synchronize()  # before `given` goes
 

@@ -57,7 +57,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             )
         if mine.stripped:
             _refit(trt, logger, engine, folder / manifest.graphs[graph])
-        graphs.append(TensorRTGraph(trt, engine, runtime, plugin))
+        graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
     return Opened(graphs[0], graphs[1], mine.context)
 
 
@@ -88,10 +88,13 @@ def _refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
 
 
 class TensorRTGraph:
-    """A loaded engine. Safe to bind from several threads, each with its own memory."""
+    """A loaded engine. Safe to bind from several threads, each with its own memory.
 
-    def __init__(self, trt: Any, engine: Any, runtime: Any, plugin: ctypes.CDLL | None) -> None:
-        self.trt, self.engine = trt, engine
+    keep: what must live as long as the engine
+    """
+
+    def __init__(self, trt: Any, engine: Any, runtime: Any, plugin: ctypes.CDLL | None, keep: object = None) -> None:
+        self.trt, self.engine, self._keep = trt, engine, keep
         self._runtime, self._plugin = runtime, plugin
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         of_mode = {
@@ -149,7 +152,7 @@ class TensorRTBinding:
         self._context = context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise EngineError("TensorRT makes no execution context on this GPU; is its memory full?")
-        size = engine.get_device_memory_size_for_profile_v2(profile)
+        size = engine.device_memory_size_v2  # of the largest profile, as TensorRT demands
         context.set_device_memory(memory.workspace(size), size)
         if not context.set_optimization_profile_async(profile, memory.stream):
             raise EngineError(f"TensorRT refuses the optimization profile {profile}.")
@@ -169,7 +172,7 @@ class TensorRTBinding:
                     "expected; run jakiro-build again."
                 )
             self._place(name, given, self._downloads)
-        self._runs = 0
+        self._warm, self._refused = False, False
         self._recording: Recording | None = None
 
     def _place(self, name: str, array: Array, copies: list[Any]) -> None:
@@ -188,9 +191,10 @@ class TensorRTBinding:
 
     def run(self) -> None:
         memory = self._memory
-        if self._runs == 1 and self._recordable():  # the first run let TensorRT settle what it does once
+        if self._recording is None and self._warm and not self._refused and self._recordable():
             self._recording = memory.record(self._enqueue)
-        self._runs += 1
+            self._refused = self._recording is None
+        self._warm = True  # the first run let TensorRT settle what it does once
         if self._recording is not None:
             self._recording.launch()
         else:
