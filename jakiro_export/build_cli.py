@@ -186,3 +186,7 @@ def _describe(steps: list[Any], how: str) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()
