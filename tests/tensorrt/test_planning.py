@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,14 @@ def test_building_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_bytes_row_by_row_are_for_cpus(draft: graphs.Graph) -> None:
+    """What --precision int8 writes; in a function's body too."""
+    for function in (False, True):
+        model = onnx.ModelProto()
+        model.CopyFrom(draft.model)
+        nodes = model.functions[0].node if function else model.graph.node
+        next(node for node in nodes if node.op_type == "MatMul").op_type = "MatMulInteger"
+        with pytest.raises(ExportError, match="int8.*--precision fp16"):
+            graphs.check_types(replace(draft, model=model), 86)
