@@ -1,5 +1,6 @@
 # make demo   from nothing: a virtual environment, an exported SmolLM2, an answer, and what speculation was worth
-# make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html
+# make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html; and what
+#             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
 # make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
 # make lint   ruff and mypy alone
@@ -38,6 +39,7 @@ demo: $(ENGINE)/engine.json
 bench: $(ENGINE)/engine.json
 	@mkdir -p out
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
+	@$(BIN)/python tests/plugins/plugin_traffic.py
 
 test: lint
 	$(BIN)/python -m pytest
