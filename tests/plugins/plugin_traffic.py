@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import plugin_library
-from plugin_library import Library, Problem
+from plugin_library import Library, Problem, aligned
 
 BANDWIDTH = {"A100 40 GB": 1555e9, "Orin AGX": 204.8e9}  # bytes a second, from the data sheets
 
@@ -36,15 +36,13 @@ def report(library: Library, rows: int, size: int, experts: int) -> None:
 
 def commit(library: Library, tensors: int, heads: int, accepted: tuple[int, ...]) -> None:
     """The accepted rows of `tensors` caches, head size 128 in half, to their tails."""
-    new_rows = [np.ones((1, heads, 16, 128), np.float16) for _ in range(tensors)]
-    cache = [np.zeros((1, heads, 256, 128), np.float16) for _ in range(tensors)]
+    new_rows = [aligned(np.ones((1, heads, 16, 128), np.float16)) for _ in range(tensors)]
+    cache = [aligned(np.zeros((1, heads, 256, 128), np.float16)) for _ in range(tensors)]
     rows, counts, past = np.array([accepted], np.int64), np.array([len(accepted)], np.int64), np.array([100], np.int64)
     library.kv_commit(new_rows, cache, rows, counts, past, detailed=True)
     counters = library.counters()
-    buffers = counters["buffers"]
-    moved = {
-        way: sum(buffer[way] for name, buffer in buffers.items() if not name.startswith("table")) for way in ("read", "written")
-    }
+    tensors_only = [buffer for name, buffer in counters["buffers"].items() if not name.startswith("table")]
+    moved = {way: sum(buffer[way] for buffer in tensors_only) for way in ("read", "written")}
     print(f"\nCommit of {len(accepted)} rows to {tensors} tensors of {heads} heads: {counters['launches']} launch, {moved}")
     show({**counters, "buffers": {}})
 
