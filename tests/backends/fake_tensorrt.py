@@ -36,9 +36,9 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger: Any = logger
 
-    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
         try:
-            return Engine(json.loads(data))
+            return Engine(json.loads(bytes(memoryview(data))))
         except ValueError:
             self.logger.log(ILogger.Severity.ERROR, "the plan is of another version.")
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jakiro_runtime.backend import Array, Buffers, Opened, Options, built
 from jakiro_runtime.backend.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
 from jakiro_runtime.backend.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
-from jakiro_runtime.manifest import Manifest
+from jakiro_runtime.manifest import Manifest, verify
 
 # by the name of TensorRT's data type; NumPy has no bfloat16, and nothing here computes with one
 _TYPES = {
@@ -34,6 +35,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
         EngineError: there are none, or no GPU, or no library; or the library refuses them
     """
     mine = built.pick(manifest, name)
+    verify(manifest, folder, only=mine.graphs.values())
     trt = built.import_library(name)
     runtime = load_runtime()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None
@@ -49,7 +51,9 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
     loader = trt.Runtime(logger)
     graphs = []
     for graph in ("target", "draft"):
-        engine = loader.deserialize_cuda_engine((folder / mine.graphs[graph]).read_bytes())
+        # mapped, not read: host memory is what a Jetson's GPU uses too
+        with open(folder / mine.graphs[graph], "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            engine = loader.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
                 f"{built.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} built: "
