@@ -44,6 +44,26 @@ class Runtime:
             return None
 
 
+class Registry:
+    """Refuses plugins that it knows, as TensorRT does."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+
+    def load_library(self, path: str) -> object | None:
+        if path in self.known:
+            return None
+        self.known.append(path)
+        return object()
+
+
+registry = Registry()
+
+
+def get_plugin_registry() -> Registry:
+    return registry
+
+
 def session(path: str) -> Any:
     if path not in _SESSIONS:
         options = onnxruntime.SessionOptions()

@@ -28,6 +28,9 @@ _TYPES = {
 }  # fmt: skip
 
 
+_REGISTERED: set[Path] = set()
+
+
 def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
     """Load the engines for this machine's GPU. `name`: "tensorrt" or "tensorrt-rtx".
 
@@ -45,9 +48,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             raise EngineError(
                 "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
             )
-        registry = trt.get_plugin_registry()
-        if registry.load_library(str(options.plugin)) is None:
-            raise EngineError(f"TensorRT does not load the plugin library {options.plugin}; build it on this machine.")
+        register(trt, options.plugin)
     loader = trt.Runtime(logger)
     graphs = []
     for graph in ("target", "draft"):
@@ -63,6 +64,16 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             _refit(trt, logger, engine, folder / manifest.graphs[graph])
         graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
     return Opened(graphs[0], graphs[1], mine.context)
+
+
+def register(trt: Any, plugin: Path) -> None:
+    """Make TensorRT know a plugin library, once a process: it refuses plugins that it knows. Raises EngineError."""
+    registry = trt.get_plugin_registry()
+    if plugin in _REGISTERED:
+        return
+    if registry.load_library(str(plugin)) is None:
+        raise EngineError(f"TensorRT does not load the plugin library {plugin}; build it on this machine, see plugins/README.md.")
+    _REGISTERED.add(plugin)
 
 
 def _logger(trt: Any) -> Any:
