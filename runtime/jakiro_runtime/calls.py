@@ -10,7 +10,7 @@ from jakiro_runtime.backend import Binding, Graph
 from jakiro_runtime.cache import KVCache
 from jakiro_runtime.manifest import Manifest
 
-_KEPT = 6  # bound shapes kept for re-use
+_KEPT = 24  # bound shapes kept for re-use, those used last
 
 
 class _Shaped:
@@ -39,7 +39,10 @@ class TargetCall:
         self._current: _Shaped | None = None
 
     def _shape(self, rows: int, selected: int, logits: bool) -> _Shaped:
-        if (rows, selected, logits) not in self._shaped:
+        key = (rows, selected, logits)
+        if key in self._shaped:
+            self._shaped[key] = self._shaped.pop(key)  # the last one used comes last
+        else:
             if len(self._shaped) >= _KEPT:
                 self._shaped.pop(next(iter(self._shaped)))
             batch = len(self.cache.lengths)
@@ -56,8 +59,8 @@ class TargetCall:
             }
             if logits:
                 outputs["logits"] = np.zeros((batch, selected, self._model.vocab_size), self._graph.outputs["logits"])
-            self._shaped[rows, selected, logits] = _Shaped(self._graph, self.cache, inputs, outputs, rows)
-        return self._shaped[rows, selected, logits]
+            self._shaped[key] = _Shaped(self._graph, self.cache, inputs, outputs, rows)
+        return self._shaped[key]
 
     def run(
         self, tokens: np.ndarray, depths: np.ndarray, mask: np.ndarray, counts: np.ndarray, last_only: bool, logits: bool

@@ -11,6 +11,7 @@ import numpy as np
 
 from jakiro_runtime.answer import Answer
 from jakiro_runtime.calls import DraftCall, TargetCall
+from jakiro_runtime.choice import NodeChoice
 from jakiro_runtime.sampling import Constraint
 from jakiro_runtime.tree import best_nodes, closed, fill_mask, walk
 
@@ -36,7 +37,8 @@ class Decoder:
     Args:
         speculate: False decodes with the target alone, in the same loop with empty trees
         chunk: rows of a prompt that are processed in one call
-        nodes: verify only the best so many nodes of the tree that the engine drafts
+        nodes: verify only the best so many nodes of the tree that the engine drafts; None verifies as many as are worth their
+            rows where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
 
     target_seconds, draft_seconds: time spent in the graphs so far
     """
@@ -48,9 +50,14 @@ class Decoder:
         self.target_seconds = self.draft_seconds = 0.0
         self._chunk, self._nodes = chunk, nodes
         self._features: list[np.ndarray] = []  # behind which the next trees are drafted, [rows, hidden] each
-        rows = engine.manifest.draft.nodes + 1
-        self._mask, self._depths = np.zeros((batch, rows, rows), bool), np.zeros((batch, rows), np.int64)
-        self._tokens = np.zeros((batch, rows), np.int64)
+        plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
+        self._choice = NodeChoice(plan, drafted) if plan and speculate and nodes is None and batch == 1 else None
+        full = 1 + min(nodes or drafted, drafted)
+        # the numbers of rows that are called: few, since each is bound once. What falls between them is padded
+        chosen = range(_ROW_STEP, full, _ROW_STEP) if self._choice is None else 1 + self._choice.counts
+        self._sizes = [*sorted({1, *map(int, chosen), full})]
+        self._mask, self._depths = np.zeros((batch, full, full), bool), np.zeros((batch, full), np.int64)
+        self._tokens = np.zeros((batch, full), np.int64)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget what the caches hold of a sequence from `length` on."""
@@ -72,6 +79,8 @@ class Decoder:
 
     def prefill(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
+        if self._choice:
+            self._choice.start()
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
         features: list[list[np.ndarray]] = [[] for _ in answers]
@@ -94,10 +103,10 @@ class Decoder:
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Draft, verify and commit; the tokens each answer gained: what it accepted of its tree, and one more."""
-        trees = self._grow(answers)
+        drafting = self.draft is not None and (self._choice is None or self._choice.drafts())
+        trees = self._grow(answers) if drafting else [_NO_TREE] * len(answers)
         nodes = max(len(tree.tokens) for tree in trees)
-        full = self._mask.shape[1] if self._nodes is None else min(self._nodes + 1, self._mask.shape[1])
-        rows = nodes + 1 if nodes + 1 in (1, full) else min(full, -(-(nodes + 1) // _ROW_STEP) * _ROW_STEP)
+        rows = next(size for size in self._sizes if size > nodes)
         batch = len(answers)
         tokens, depths = self._tokens[:batch, :rows], self._depths[:batch, :rows]
         mask = self._mask[:batch, :rows, :rows]
@@ -111,25 +120,28 @@ class Decoder:
         kept, gained = [], []
         for number, (answer, tree) in enumerate(zip(answers, trees, strict=True)):
             path, chosen = walk(*tree, partial(self._choose, answer, number, logits))
-            answer.stats.count_round(len(path) - 1)
+            answer.stats.count_round(len(path) - 1, len(tree.tokens), drafting)
             kept.append(path)
             gained.append(chosen)
-        self._features = [self.target.features[number, path] for number, path in enumerate(kept)]
+        if self._choice and drafting:
+            self._choice.note(len(trees[0].tokens), len(kept[0]) - 1, self.target.cache.capacity)
+        features = [self.target.features[number, path] for number, path in enumerate(kept)]
+        waiting = self.draft is not None and not drafting  # the next draft continues from these rows too
+        self._features = [np.concatenate(both) for both in zip(self._features, features, strict=True)] if waiting else features
         self.target.commit(kept)
         return gained
 
     def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
-        if self.draft is None:
-            return [_NO_TREE] * len(answers)
+        assert self.draft is not None
         started = time.perf_counter()
         firsts = self.draft.cache.lengths.tolist()
         after = [  # the token behind each feature
             answer.tokens[first + 1 : first + 1 + len(rows)]
             for answer, first, rows in zip(answers, firsts, self._features, strict=True)
         ]
-        few = self.levels + 1
-        width = few if max(map(len, after)) <= few else self._chunk
+        few, longest = self.levels + 1, max(map(len, after))
+        width = next((size for size in (few, 2 * few, 4 * few) if longest <= size), self._chunk)
         for spans in _spans([len(ids) for ids in after], width):
             drafted = self.draft.run(
                 [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)],
@@ -142,9 +154,11 @@ class Decoder:
 
     def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: np.ndarray, constraint: Constraint | None) -> _Tree:
         """The part of a tree worth verifying: the best nodes, and of these what the constraint allows."""
-        if self._nodes is not None and self._nodes < len(tokens):
-            kept = best_nodes(scores, parents, self._nodes)
-            tokens, parents = closed(tokens, parents, kept)
+        count = self._nodes
+        if self._choice:
+            count = self._choice.count(-np.sort(-scores), self.target.cache.capacity)
+        if count is not None and count < len(tokens):
+            tokens, parents = closed(tokens, parents, best_nodes(scores, parents, count))
         if constraint is not None:
             tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
         return _Tree(tokens, parents)
