@@ -16,7 +16,7 @@ from jakiro_export.autotree.trees import Grown, Phase, engine_phase, grow
 from jakiro_export.errors import ExportError
 from jakiro_export.graph.draft import TreeShape
 from jakiro_runtime.bench.cost import cost_by_rows
-from jakiro_runtime.calls import DraftCall
+from jakiro_runtime.calls import DraftCall, TargetCall
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.manifest import TreePlan
 
@@ -71,16 +71,19 @@ def _never_falling(values: Sequence[float]) -> np.ndarray:
     return simulate.monotone(np.array(values), np.ones(len(values)))
 
 
-def draft_cost(engine: Engine, repeats: int = 25) -> float:
-    """Milliseconds of the draft phase behind two accepted rows, as most rounds find it; the median."""
-    draft = engine.manifest.draft
-    call, hidden = DraftCall(engine.draft, engine.manifest), engine.manifest.model.hidden_size
-    features = np.random.default_rng(0).standard_normal((2, hidden), np.float32)
+def draft_cost(engine: Engine, repeats: int = 21) -> float:
+    """Milliseconds of the draft phase behind two accepted rows, as most rounds find it; the median.
+
+    A target pass goes before each: in a round it has just put its own weights where the draft's were, in every cache.
+    """
+    draft, one = engine.manifest.draft, np.ones((1, 2), np.int64)
+    call, target = DraftCall(engine.draft, engine.manifest), TargetCall(engine.target, engine.manifest)
     times = []
     for _ in range(repeats):
+        target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], np.array([2]), last_only=False, logits=False)
         call.cache.truncate(0, 64)
         started = time.perf_counter()
-        call.run([[5, 6]], [features], draft.levels + 1)
+        call.run([[5, 6]], [target.features[0]], draft.levels + 1)
         times.append(1e3 * (time.perf_counter() - started))
     return float(median(times))
 
@@ -116,16 +119,15 @@ def choose(
         best = search.best()[0].shape
         if (best.depth, best.top_k) in search.measured:
             break
-        engine, written = write(best), best
+        written = search.smallest(best)
+        engine = write(written)
         search.measured[best.depth, best.top_k] = draft_cost(engine)
     considered = [] if fixed else search.best()
-    if not fixed:
-        shape = search.best_measured()[0].shape
-        if shape != written:
-            engine, written = write(shape), shape
+    if not fixed and (shape := search.smallest(search.best_measured()[0].shape)) != written:
+        engine, written = write(shape), shape
     phase = engine_phase(engine)
     grown = [grow(phase, text) for text in texts]
-    found = search.found(written, grown, draft_cost(engine), keep=True)
+    found = search.found(written, grown, draft_cost(engine))
     plan = replace(
         found.plan,
         expected=expected(found.plan, found.outcome),
@@ -175,20 +177,25 @@ class Search:
         """What was considered, by what is known so far, best first."""
         found: dict[tuple[int, int], Found] = {}
 
-        def along(depths: Sequence[int], top_ks: Sequence[int]) -> tuple[int, int]:
-            for place in ((depth, top_k) for depth in depths for top_k in top_ks):
+        def along(places: Sequence[tuple[int, int]]) -> tuple[int, int]:
+            """Walk along a line of shapes, in order, until it leads downhill; the best shape so far."""
+            rates: list[float] = []
+            for place in places:
                 if place not in found:
                     found[place] = self._evaluate(*place)
+                rates.append(found[place].outcome.rate)
+                if len(rates) > 2 and rates[-1] < rates[-2] < rates[-3]:
+                    break
             shape = max(found.values(), key=lambda each: each.outcome.rate).shape
             return shape.depth, shape.top_k
 
-        depth, top_k = along(self._depths, self._top_ks[len(self._top_ks) // 2 :][:1])
+        place = along([(depth, self._top_ks[len(self._top_ks) // 2]) for depth in self._depths])
         while True:
-            place = along([depth], self._top_ks)
-            place = along([d for d in self._depths if abs(d - place[0]) <= 1], [place[1]])
-            if place == (depth, top_k):
+            before = place
+            place = along([(place[0], top_k) for top_k in self._top_ks])
+            place = along([(depth, place[1]) for depth in self._depths if abs(depth - place[0]) <= 1])
+            if place == before:
                 return sorted(found.values(), key=lambda each: -each.outcome.rate)
-            depth, top_k = place
 
     def best_measured(self) -> list[Found]:
         """The shapes whose draft graph was timed, best first."""
@@ -201,20 +208,22 @@ class Search:
             self._grown[depth, top_k] = [grow(phase, text) for text in self.texts]
         return self.found(shape, self._grown[depth, top_k], self._draft_ms(depth, top_k))
 
-    def found(self, shape: TreeShape, grown: Sequence[Grown], draft_ms: float, keep: bool = False) -> Found:
-        """The expectation of a shape, by its trees. Where nodes were not given, no more of them than help, unless `keep`."""
+    def found(self, shape: TreeShape, grown: Sequence[Grown], draft_ms: float) -> Found:
+        """The expectation of a shape, by its trees."""
         plan = replace(self.plan, draft_ms=round(draft_ms, 3))
-        counts = [rows - 1 for rows in ROWS if rows <= shape.nodes] + [shape.nodes]
-        fixed = {nodes: simulate.fixed(grown, plan, nodes) for nodes in counts}
+        fixed = {nodes: simulate.fixed(grown, plan, nodes) for nodes in _counts(shape)}
         likely = max(fixed, key=lambda nodes: fixed[nodes].rate)
         plan = simulate.calibrated(grown, simulate.with_rate(plan, fixed[likely].rate), likely)
-        plan, outcome = simulate.settled(grown, plan, shape.nodes)
-        if self.given.nodes is None and not keep:
-            for nodes in counts:
-                smaller, done = simulate.settled(grown, plan, nodes)
-                if done.rate >= _ENOUGH * outcome.rate:
-                    return Found(replace(shape, nodes=nodes), smaller, done)
-        return Found(shape, plan, outcome)
+        return Found(shape, *simulate.settled(grown, plan, shape.nodes))
+
+    def smallest(self, shape: TreeShape) -> TreeShape:
+        """The shape with no more nodes than help, where the user did not say how many."""
+        found = self._evaluate(shape.depth, shape.top_k)
+        if self.given.nodes is not None:
+            return found.shape
+        grown = self._grown[shape.depth, shape.top_k]
+        rates = ((nodes, simulate.chosen(grown, found.plan, nodes).rate) for nodes in _counts(found.shape))
+        return replace(shape, nodes=next(nodes for nodes, rate in rates if rate >= _ENOUGH * found.outcome.rate))
 
     def _draft_ms(self, depth: int, top_k: int) -> float:
         """Milliseconds of a draft phase: measured, or from those that were, by how many rows it passes how often."""
@@ -232,6 +241,11 @@ class Search:
         """Target passes of as many rows, in milliseconds: one row, then top_k rows depth - 1 times."""
         capacity = self.plan.capacities[0]
         return self.plan.milliseconds(2, capacity) + (depth - 1) * self.plan.milliseconds(max(2, top_k), capacity)
+
+
+def _counts(shape: TreeShape) -> list[int]:
+    """Numbers of nodes that were timed, up to the shape's."""
+    return [rows - 1 for rows in ROWS if rows <= shape.nodes] + [shape.nodes]
 
 
 def widest(depth: int, top_k: int, given: Given, pairing: str) -> TreeShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,13 @@ class _Shaped:
     def __init__(self, graph: Graph, cache: KVCache, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], rows: int):
         self.inputs, self.outputs = inputs, outputs
         self.new_keys, self.new_values, scratch = cache.scratch(rows)
-        self.binding: Binding = graph.bind({**inputs, **cache.inputs()}, {**outputs, **scratch})
+        self._binding: Binding = graph.bind({**inputs, **cache.inputs()}, {**outputs, **scratch})
+
+    def run(self) -> float:
+        """Run the graph; the seconds it took."""
+        started = time.perf_counter()
+        self._binding.run()
+        return time.perf_counter() - started
 
 
 class TargetCall:
@@ -27,6 +34,8 @@ class TargetCall:
 
     One row alone takes other matrix kernels than several do, so calls are padded to two rows: a row's result is then the same
     bit for bit in any call. Padding sees itself alone and is seen by nobody.
+
+    seconds: spent in the graph so far
     """
 
     def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1) -> None:
@@ -35,6 +44,7 @@ class TargetCall:
         dtypes = (graph.inputs["past_key.0"], graph.inputs["past_value.0"])
         self.cache = KVCache(names, model.num_kv_heads, model.head_dim, dtypes, batch)
         self._graph, self._model = graph, model
+        self.seconds = 0.0
         self._shaped: dict[tuple[int, int, bool], _Shaped] = {}
         self._current: _Shaped | None = None
 
@@ -89,7 +99,7 @@ class TargetCall:
         inputs["past_length"][:] = self.cache.lengths
         last = np.maximum(counts - 1, 0)[:, None]
         inputs["logit_rows"][:] = last if last_only else np.minimum(np.arange(padded), last)
-        shaped.binding.run()
+        self.seconds += shaped.run()
 
     def _output(self, name: str) -> np.ndarray:
         assert self._current is not None
@@ -123,13 +133,14 @@ class TargetCall:
 
 
 class DraftCall:
-    """The drafting phase over the rows that were just accepted."""
+    """The drafting phase over the rows that were just accepted. `seconds`: spent in the graph so far."""
 
     def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1) -> None:
         draft = manifest.draft
         dtypes = (graph.inputs["past_key"], graph.inputs["past_value"])
         self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch)
         self._graph, self._draft, self._hidden = graph, draft, manifest.model.hidden_size
+        self.seconds = 0.0
         self._shaped: dict[int, _Shaped] = {}
 
     def _shape(self, rows: int) -> _Shaped:
@@ -173,7 +184,7 @@ class DraftCall:
             inputs["last_row"][number] = max(0, len(after) - 1)
         np.add(self.cache.lengths[:, None], np.arange(padded), out=inputs["position_ids"])
         inputs["past_length"][:] = self.cache.lengths
-        shaped.binding.run()
+        self.seconds += shaped.run()
         self.cache.commit(shaped.new_keys, shaped.new_values, [range(len(after)) for after in tokens])
         outputs = shaped.outputs
         return outputs["tree_tokens"], outputs["tree_parents"], outputs["tree_scores"]

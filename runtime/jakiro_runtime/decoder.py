@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,15 +38,12 @@ class Decoder:
         chunk: rows of a prompt that are processed in one call
         nodes: verify only the best so many nodes of the tree that the engine drafts; None verifies as many as are worth their
             rows where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
-
-    target_seconds, draft_seconds: time spent in the graphs so far
     """
 
     def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None) -> None:
         self.target = TargetCall(engine.target, engine.manifest, batch)
         self.draft = DraftCall(engine.draft, engine.manifest, batch) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
-        self.target_seconds = self.draft_seconds = 0.0
         self._chunk, self._nodes = chunk, nodes
         self._features: list[np.ndarray] = []  # behind which the next trees are drafted, [rows, hidden] each
         plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
@@ -58,6 +54,11 @@ class Decoder:
         self._sizes = [*sorted({1, *map(int, chosen), full})]
         self._mask, self._depths = np.zeros((batch, full, full), bool), np.zeros((batch, full), np.int64)
         self._tokens = np.zeros((batch, full), np.int64)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Spent in the draft graph and in the target graph so far."""
+        return self.draft.seconds if self.draft else 0.0, self.target.seconds
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget what the caches hold of a sequence from `length` on."""
@@ -94,7 +95,7 @@ class Decoder:
                 tokens[number, : stop - start] = waiting[number][start:stop]
             depths = np.broadcast_to(np.arange(width), tokens.shape)
             mask = np.broadcast_to(np.tri(width, dtype=bool), (len(answers), width, width))
-            self._run_target(tokens, depths, mask, counts, True, logits and spans is calls[-1])
+            self.target.run(tokens, depths, mask, counts, True, logits and spans is calls[-1])
             for number, count in enumerate(counts.tolist()):
                 features[number].append(self.target.features[number, :count].copy())
             self.target.commit([range(count) for count in counts.tolist()])
@@ -116,7 +117,7 @@ class Decoder:
             tokens[number, 0], tokens[number, 1:count] = answer.tokens[-1], tree.tokens
             fill_mask(tree.parents, mask[number], depths[number])
         logits = self._needs_logits(answers)
-        self._run_target(tokens, depths, mask, counts, False, logits)
+        self.target.run(tokens, depths, mask, counts, False, logits)
         kept, gained = [], []
         for number, (answer, tree) in enumerate(zip(answers, trees, strict=True)):
             path, chosen = walk(*tree, partial(self._choose, answer, number, logits))
@@ -134,7 +135,6 @@ class Decoder:
     def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
         assert self.draft is not None
-        started = time.perf_counter()
         firsts = self.draft.cache.lengths.tolist()
         after = [  # the token behind each feature
             answer.tokens[first + 1 : first + 1 + len(rows)]
@@ -148,7 +148,6 @@ class Decoder:
                 [rows[start:stop] for rows, (start, stop) in zip(self._features, spans, strict=True)],
                 width,
             )
-        self.draft_seconds += time.perf_counter() - started
         tokens, parents, scores = drafted
         return [self._prune(tokens[n], parents[n], scores[n], answer.sampler.constraint) for n, answer in enumerate(answers)]
 
@@ -162,13 +161,6 @@ class Decoder:
         if constraint is not None:
             tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
         return _Tree(tokens, parents)
-
-    def _run_target(
-        self, tokens: np.ndarray, depths: np.ndarray, mask: np.ndarray, counts: np.ndarray, last_only: bool, logits: bool
-    ) -> None:
-        started = time.perf_counter()
-        self.target.run(tokens, depths, mask, counts, last_only, logits)
-        self.target_seconds += time.perf_counter() - started
 
     @staticmethod
     def _needs_logits(answers: Sequence[Answer]) -> bool:
