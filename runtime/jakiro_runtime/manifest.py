@@ -16,6 +16,7 @@ NAME = "engine.json"
 SCHEMA = 1
 EXPORT_AGAIN = "export it again, or copy the whole directory again"
 _BLOCK = 1 << 22
+_PARTS = ("model", "draft", "tree")  # objects whose unknown keys are kept, too
 
 Progress = Callable[[str, int], None]
 """Called with a file's name and a count of bytes just read."""
@@ -191,7 +192,9 @@ class Manifest:
                 known["tree"] = _known(TreePlan, data["tree"])
             names = {f.name for f in fields(Manifest)} - {"extra"}
             extra = {key: value for key, value in data.items() if key not in names}
-            for part in ("model", "draft"):
+            for part in _PARTS:
+                if not isinstance(data.get(part), dict):
+                    continue
                 surplus = {key: value for key, value in data[part].items() if not hasattr(known[part], key)}
                 if surplus:
                     extra[f"{part}+"] = surplus
@@ -205,8 +208,9 @@ class Manifest:
         extra = data.pop("extra")
         if self.tree is None:
             del data["tree"]
-        for part in ("model", "draft"):
-            data[part].update(extra.pop(f"{part}+", {}))
+        for part in _PARTS:
+            if part in data:
+                data[part].update(extra.pop(f"{part}+", {}))
         return {"schema": data.pop("schema"), **data, **extra}
 
     def write(self, directory: str | os.PathLike[str]) -> None:
