@@ -186,7 +186,7 @@ def test_a_saved_session_continues(
     for speculate in (True, False):
         restored = oracle.restore(tmp_path / "talk.npz", speculate=speculate)
         result = run(restored, again)
-        assert result.stats.reused_tokens >= len(again) - 4
+        assert result.stats.reused_tokens >= len(again) - 8  # two new ones, and at most the last round
         assert result.tokens == plain(engine, again).tokens
 
 
