@@ -84,7 +84,7 @@ def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
     folder = request.getfixturevalue("exported")[0] if precision == "fp32" else request.getfixturevalue("exported_int8")
     most, one = Engine.open(folder, threads=2), Engine.open(folder, threads=1)
     assert most.manifest.bitwise
-    long = sum((chat[:-3] for chat in chats), [])
+    long = [token for chat in chats for token in chat[:-3]]
     long = (long * (2000 // len(long) + 1))[:1940] + chats[0]
     how = Sampling(logprobs=3)
     expected = run(most.session(speculate=False), long, 24, sampling=how)
