@@ -104,6 +104,8 @@ class TargetGraph(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()  # the runtime's sampler has no bfloat16
         features = self.select.features
         assert features is not None
         return (logits, logits.argmax(-1), features, *cache.new_keys, *cache.new_values)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jakiro_runtime.answer import Answer
+from jakiro_runtime.backend import Array
 from jakiro_runtime.calls import DraftCall, TargetCall
 from jakiro_runtime.sampling import Constraint
 from jakiro_runtime.tree import best_nodes, closed, fill_mask, walk
@@ -42,12 +43,12 @@ class Decoder:
     """
 
     def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None) -> None:
-        self.target = TargetCall(engine.target, engine.manifest, batch)
-        self.draft = DraftCall(engine.draft, engine.manifest, batch) if speculate else None
+        memory = engine.target.memory()
+        self.target = TargetCall(engine.target, engine.manifest, batch, memory)
+        self.draft = DraftCall(engine.draft, engine.manifest, batch, memory) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
         self.target_seconds = self.draft_seconds = 0.0
         self._chunk, self._nodes = chunk, nodes
-        self._features: list[np.ndarray] = []  # behind which the next trees are drafted, [rows, hidden] each
         rows = engine.manifest.draft.nodes + 1
         self._mask, self._depths = np.zeros((batch, rows, rows), bool), np.zeros((batch, rows), np.int64)
         self._tokens = np.zeros((batch, rows), np.int64)
@@ -68,13 +69,13 @@ class Decoder:
         self.target.keep(sequences)
         if self.draft:
             self.draft.keep(sequences)
-        self._features = [self._features[number] for number in sequences]
 
     def prefill(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
-        features: list[list[np.ndarray]] = [[] for _ in answers]
+        if self.draft:
+            self.draft.features.lengths[:] = 0
         calls = _spans([len(ids) for ids in waiting], self._chunk)
         logits = self._needs_logits(answers)
         for spans in calls:
@@ -86,10 +87,7 @@ class Decoder:
             depths = np.broadcast_to(np.arange(width), tokens.shape)
             mask = np.broadcast_to(np.tri(width, dtype=bool), (len(answers), width, width))
             self._run_target(tokens, depths, mask, counts, True, logits and spans is calls[-1])
-            for number, count in enumerate(counts.tolist()):
-                features[number].append(self.target.features[number, :count].copy())
-            self.target.commit([range(count) for count in counts.tolist()])
-        self._features = [np.concatenate(parts) for parts in features]
+            self._accept([range(count) for count in counts.tolist()])
         return [[self._choose(answer, number, logits, 0, [])] for number, answer in enumerate(answers)]
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
@@ -114,36 +112,39 @@ class Decoder:
             answer.stats.count_round(len(path) - 1)
             kept.append(path)
             gained.append(chosen)
-        self._features = [self.target.features[number, path] for number, path in enumerate(kept)]
-        self.target.commit(kept)
+        self._accept(kept)
         return gained
+
+    def _accept(self, rows: Sequence[Sequence[int]]) -> None:
+        """Keep these rows of the last verification, for each sequence: their keys, and their features to draft behind."""
+        if self.draft:
+            self.draft.accept(self.target.features, rows)
+        self.target.commit(rows)
 
     def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
         if self.draft is None:
             return [_NO_TREE] * len(answers)
         started = time.perf_counter()
-        firsts = self.draft.cache.lengths.tolist()
-        after = [  # the token behind each feature
-            answer.tokens[first + 1 : first + 1 + len(rows)]
-            for answer, first, rows in zip(answers, firsts, self._features, strict=True)
-        ]
+        accepted = zip(answers, self.draft.cache.lengths.tolist(), self.draft.features.lengths.tolist(), strict=True)
+        after = [answer.tokens[first + 1 : first + 1 + rows] for answer, first, rows in accepted]  # behind each feature
         few = self.levels + 1
         width = few if max(map(len, after)) <= few else self._chunk
         for spans in _spans([len(ids) for ids in after], width):
             drafted = self.draft.run(
                 [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)],
-                [rows[start:stop] for rows, (start, stop) in zip(self._features, spans, strict=True)],
+                [start for start, _ in spans],
                 width,
             )
+        self.draft.features.lengths[:] = 0
         self.draft_seconds += time.perf_counter() - started
         tokens, parents, scores = drafted
         return [self._prune(tokens[n], parents[n], scores[n], answer.sampler.constraint) for n, answer in enumerate(answers)]
 
-    def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: np.ndarray, constraint: Constraint | None) -> _Tree:
+    def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: Array, constraint: Constraint | None) -> _Tree:
         """The part of a tree worth verifying: the best nodes, and of these what the constraint allows."""
         if self._nodes is not None and self._nodes < len(tokens):
-            kept = best_nodes(scores, parents, self._nodes)
+            kept = best_nodes(np.asarray(scores), parents, self._nodes)
             tokens, parents = closed(tokens, parents, kept)
         if constraint is not None:
             tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
@@ -161,7 +162,7 @@ class Decoder:
         return any(answer.sampler.needs_logits for answer in answers)
 
     def _choose(self, answer: Answer, number: int, logits: bool, row: int, path: list[int]) -> int:
-        wanted = self.target.logits[number, row] if logits and answer.sampler.needs_logits else None
+        wanted = np.asarray(self.target.logits[number, row]) if logits and answer.sampler.needs_logits else None
         return answer.choose(int(self.target.next_tokens[number, row]), wanted, path)
 
 

@@ -159,9 +159,10 @@ class Library:
         counts: np.ndarray,
         past_length: np.ndarray,
         seed: int = 0,
+        detailed: bool = False,
     ) -> None:
         """Copies into `cache` in place. new_rows[t] [batch, heads, rows, dim], cache[t] [batch, heads, capacity, dim]."""
-        self.clear(seed=seed)
+        self.clear(detailed, seed)
         batch, heads, rows, _ = new_rows[0].shape
         sources = np.array([self.know(f"new_rows.{i}", t) for i, t in enumerate(new_rows)], np.uint64)
         targets = np.array([self.know(f"cache.{i}", t, True) for i, t in enumerate(cache)], np.uint64)
