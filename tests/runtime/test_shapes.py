@@ -16,7 +16,7 @@ from jakiro_export.graph.build import GraphOptions, draft_graph
 from jakiro_export.graph.draft import TreeShape
 from jakiro_export.writer import DataFiles, save
 from jakiro_runtime import Engine, Result, Sampling
-from jakiro_runtime.backend import open_graph
+from jakiro_runtime.backend.onnxruntime import open_graph
 from jakiro_runtime.grammar import Grammar
 from oracle import with_oracle
 
