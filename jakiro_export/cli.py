@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
 _EPILOG = """\b
 Examples:
   jakiro-export --draft smollm2-135m --target smollm2-135m --out out/smollm2
@@ -24,9 +26,10 @@ Examples:
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="fp32 or int8 for CPUs, "
-              "fp16 for GPUs. int8 quantises weights by channel and activations row by row.")  # fmt: skip
-@click.option("--draft-precision", type=click.Choice(["fp32", "fp16", "int8"]), default=None, show_default="--precision",
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="fp32 or int8 for CPUs, fp16 or bf16 for GPUs "
+              "(bf16: sm80 and newer, and not checked here, since no CPU runs it). int8 quantises weights by channel and "
+              "activations row by row.")  # fmt: skip
+@click.option("--draft-precision", type=click.Choice(PRECISIONS), default=None, show_default="--precision",
               help="The same for the head.")  # fmt: skip
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise in fp32 and int8",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
@@ -104,17 +107,21 @@ def _run(
     from jakiro_export.graph.draft import TreeShape
     from jakiro_export.report import Report
 
-    if equality == "bitwise" and precision == "fp16":
+    halves = ("fp16", "bf16")
+    if equality == "bitwise" and precision in halves:
         raise UsageError("--equality bitwise needs --precision fp32 or int8: half-precision sums are rounded on the way.")
     draft_precision = draft_precision or precision
-    if (precision == "fp16") != (draft_precision == "fp16"):
-        raise UsageError("Target and head exchange features: with one of them in fp16, the other must be in fp16 too.")
-    bitwise = (equality or ("numerical" if precision == "fp16" else "bitwise")) == "bitwise"
+    if precision != draft_precision and (precision in halves or draft_precision in halves):
+        half = precision if precision in halves else draft_precision
+        raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
+    bitwise = (equality or ("numerical" if precision in halves else "bitwise")) == "bitwise"
+    if precision == "bf16" and rest["verify"]:
+        raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
     given = Given(depth, top_k, nodes)
     if tree == "auto":
-        if precision == "fp16":
+        if precision in halves:
             raise UsageError(
-                "--tree auto measures on this machine's CPU, but fp16 engines are for GPUs; give --depth and --nodes."
+                f"--tree auto measures on this machine's CPU, but {precision} engines are for GPUs; give --depth and --nodes."
             )
         most = min(top_k or 4, draft_vocab or 4)
         shape = widest(depth or 2, most, given, pairing)

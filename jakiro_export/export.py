@@ -29,7 +29,7 @@ from jakiro_export.graph.draft import TreeShape
 from jakiro_export.report import Report
 from jakiro_export.verify import Check, check_draft, check_quality, check_target, load_draft
 from jakiro_export.writer import DataFiles, data_bytes, save
-from jakiro_runtime.backend import open_graph
+from jakiro_runtime.backend.onnxruntime import open_graph
 from jakiro_runtime.bench import machine
 from jakiro_runtime.chat import ChatTemplate
 from jakiro_runtime.engine import Engine

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -16,15 +17,15 @@ from jakiro_export.graph import dispatch, draft, passes, quantize, star, target
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
 # what activations are computed in; int8 engines keep everything but their products in fp32
-_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
-_NUMPY: dict[str, np.dtype] = {name: np.dtype(str(kind).removeprefix("torch.")) for name, kind in _TORCH.items()}
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+_NUMPY = {name: np.dtype(ml_dtypes.bfloat16 if name == "bf16" else str(kind)[6:]) for name, kind in _TORCH.items()}
 
 
 @dataclass(frozen=True)
 class GraphOptions:
     """How the graphs are written.
 
-    precision: "fp32" or "fp16", weights and activations; "int8": products row by row in bytes (see `graph.quantize`)
+    precision: "fp32", "fp16" or "bf16", weights and activations; "int8": products row by row in bytes (see `graph.quantize`)
     draft_precision: the same for the draft graph
     bitwise: make every sum that depends on where a token sits exact (see `graph.attention`)
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators

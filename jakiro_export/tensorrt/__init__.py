@@ -4,7 +4,6 @@ graphs      what a graph demands of TensorRT, and the form in which it is handed
 profiles    the shapes an engine is tuned for
 versions    which TensorRT it is, and what that one needs
 memory      what a build needs, before it starts
-device      which GPU this machine has
 worker      one build, in a process of its own: it may crash
 building    a directory's builds, one after the other, and their records in engine.json
 accuracy    a built engine against ONNX Runtime

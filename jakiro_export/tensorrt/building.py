@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,19 +45,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One engine to build. name: "target" or "draft"; kind: "tensorrt" or "tensorrt-rtx"; sm: a number, such as 86."""
+    """One engine to build. name: "target" or "draft"; kind: "tensorrt" or "tensorrt-rtx"; sms: its GPUs, such as (86, 120)."""
 
     name: str
     kind: str
-    sm: int
+    sms: tuple[int, ...]
     graph: graphs.Graph
     profiles: list[Profile]
     need: memory.Need
     settings: Settings
 
+    def file(self, sm: int) -> str:
+        """Its place in the engine directory, for one of its GPUs."""
+        return f"tensorrt/sm{sm}/{self.name}.engine"
+
     @property
-    def file(self) -> str:
-        return f"tensorrt/sm{self.sm}/{self.name}.engine"
+    def title(self) -> str:
+        return ", ".join(map(self.file, self.sms))
 
     @property
     def uses_plugin(self) -> bool:
@@ -72,7 +76,7 @@ class Step:
         if self.graph.dispatches:
             dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
         weights = "no weights" if self.settings.strip_weights else f"{self.graph.weight_bytes / 1e6:.0f} MB of weights"
-        return f"{self.file}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
+        return f"{self.title}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
 
 
 def parse_sms(text: str) -> list[int]:
@@ -98,7 +102,7 @@ def parse_sms(text: str) -> list[int]:
     return list(dict.fromkeys(sms))
 
 
-def plan(directory: Path, manifest: Manifest, kind: str, sms: Iterable[int], settings: Settings) -> list[Step]:
+def plan(directory: Path, manifest: Manifest, kind: str, sms: Sequence[int], settings: Settings) -> list[Step]:
     """Every build that is asked for, checked as far as that goes without TensorRT.
 
     Raises:
@@ -111,8 +115,8 @@ def plan(directory: Path, manifest: Manifest, kind: str, sms: Iterable[int], set
         need = memory.estimate(graph, shapes, settings.workspace, on_device=kind == "tensorrt")
         for sm in sms:
             graphs.check_types(graph, sm)
-            steps.append(Step(name, kind, sm, graph, shapes, need, settings))
-    return sorted(steps, key=lambda step: step.sm)
+        steps.append(Step(name, kind, tuple(sms), graph, shapes, need, settings))
+    return steps
 
 
 def check_opset(step: Step, version: tuple[int, ...]) -> None:
@@ -125,38 +129,49 @@ def check_opset(step: Step, version: tuple[int, ...]) -> None:
 
 
 def build(directory: Path, steps: list[Step], say: Say) -> None:
-    """Builds the engines of every GPU among the steps and records them in engine.json.
+    """Builds the steps' engines, all for the same GPUs, and records them in engine.json.
+
+    An engine for several GPUs is one file with a name in the folder of each.
 
     Raises:
-        ExportError: a build failed; GPUs that were complete before it stay, of the others nothing is left
+        ExportError: a build failed; what was there before stays, of the new nothing is left
     """
-    for sm in sorted({step.sm for step in steps}):
-        _build_gpu(directory, [step for step in steps if step.sm == sm], say)
-
-
-def _build_gpu(directory: Path, steps: list[Step], say: Say) -> None:
-    final = directory / "tensorrt" / f"sm{steps[0].sm}"
-    final.parent.mkdir(exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    root = directory / "tensorrt"
+    root.mkdir(exist_ok=True)
+    partials = {sm: root / f".sm{sm}.partial-{os.getpid()}" for sm in steps[0].sms}
     try:
+        for partial in partials.values():
+            partial.mkdir()
+        first, *others = partials.values()
         with suppress(FileNotFoundError):
-            shutil.copyfile(final / "timing.cache", partial / "timing.cache")
+            shutil.copyfile(root / f"sm{steps[0].sms[0]}" / "timing.cache", first / "timing.cache")
         built = {}
         for step in steps:
-            say(f"Building {step.file}")
-            built[step.name] = run(step, partial)
-            figures = built[step.name]
+            say(f"Building {step.title}")
+            figures = built[step.name] = run(step, first)
             say(f"  {figures['engine_bytes'] / 1e6:.1f} MB, {figures['layers']} layers, {figures['seconds']:.0f} s")
-        _forget(directory, final.name)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _remember(directory, steps, built)
+        for other in others:
+            for file in first.iterdir():
+                _link(file, other / file.name)
+        for sm, partial in partials.items():
+            final = root / f"sm{sm}"
+            _forget(directory, final.name)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _remember(directory, steps, sm, built)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for partial in partials.values():
+            shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
-            final.parent.rmdir()  # only if nothing else is in it
+            root.rmdir()  # only if nothing else is in it
         raise
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to)
+    except OSError:  # the file system has no hard links
+        shutil.copyfile(file, to)
 
 
 def job(step: Step, model: Path, folder: Path) -> Job:
@@ -170,7 +185,7 @@ def job(step: Step, model: Path, folder: Path) -> Job:
             {tensor.name: [list(shape) for shape in profile.shapes(tensor)] for tensor in step.graph.inputs}
             for profile in step.profiles
         ],
-        sm=step.sm if step.kind == "tensorrt-rtx" else None,
+        sms=list(step.sms) if step.kind == "tensorrt-rtx" else [],
         plugin=str(step.settings.plugin) if step.uses_plugin else None,
         timing_cache=None if step.kind == "tensorrt-rtx" else str((folder / "timing.cache").absolute()),
         workspace=step.settings.workspace,
@@ -237,8 +252,8 @@ def _forget(directory: Path, sm: str) -> None:
     manifest.write(directory)
 
 
-def _remember(directory: Path, steps: list[Step], built: dict[str, dict[str, Any]]) -> None:
-    first, sm = steps[0], f"sm{steps[0].sm}"
+def _remember(directory: Path, steps: list[Step], number: int, built: dict[str, dict[str, Any]]) -> None:
+    first, sm = steps[0], f"sm{number}"
     manifest = Manifest.read(directory)
     for file in sorted((directory / "tensorrt" / sm).iterdir()):
         manifest.files[f"tensorrt/{sm}/{file.name}"] = record(file)
@@ -247,13 +262,18 @@ def _remember(directory: Path, steps: list[Step], built: dict[str, dict[str, Any
         "runtime": first.kind,
         "version": api.text,
         "ahead_of_time": first.kind == "tensorrt-rtx",
-        "graphs": {step.name: step.file for step in steps},
+        "graphs": {step.name: step.file(number) for step in steps},
         "profiles": {
             step.name: [
                 {"name": profile.name, "axes": {k: [r.least, r.typical, r.most] for k, r in profile.axes.items()}}
                 for profile in step.profiles
             ]
             for step in steps
+        },
+        "limits": {
+            "batch": first.settings.limits.batch,
+            "chunk": first.settings.limits.chunk,
+            "context": first.settings.limits.context or manifest.model.max_context,
         },
         "dispatch": "plugin" if any(step.uses_plugin for step in steps) else "standard operators",
         "weights": "stripped" if first.settings.strip_weights else "included",

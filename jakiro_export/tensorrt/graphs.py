@@ -16,6 +16,7 @@ _BITS: dict[int, int] = {
     TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,
     TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8,
 }  # fmt: skip
+_CPU_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits")
 _FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 _INT4 = (TensorProto.INT4, TensorProto.UINT4)
 
@@ -63,7 +64,7 @@ class Graph:
     @property
     def dispatches(self) -> int:
         """How many expert dispatch nodes it has."""
-        return sum(node.domain == DOMAIN for node in self.model.graph.node)
+        return sum((node.domain, node.op_type) == (DOMAIN, "ExpertDispatch") for node in self.model.graph.node)
 
 
 def read(path: Path) -> Graph:
@@ -106,6 +107,12 @@ def check_types(graph: Graph, sm: int) -> None:
 
     sm: the compute capability as a number, such as 86
     """
+    nodes = [*graph.model.graph.node, *(node for function in graph.model.functions for node in function.node)]
+    if any(node.domain != DOMAIN and node.op_type in _CPU_PRODUCTS for node in nodes):
+        raise ExportError(
+            f"{graph.path.name} multiplies bytes row by row (int8), which is for CPUs and which TensorRT does not take; export "
+            "the engine with --precision fp16."
+        )
     if TensorProto.DOUBLE in graph.types:
         raise ExportError(
             f"{graph.path.name} has float64 values, which make its sums exact on a CPU and which TensorRT does not take; "

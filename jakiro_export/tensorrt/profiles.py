@@ -53,7 +53,8 @@ class Limits:
 def profiles(kind: str, graph: Graph, manifest: Manifest, limits: Limits) -> list[Profile]:
     """The two profiles of a graph. kind: "target" or "draft".
 
-    The capacities are the buckets in which the runtime's cache grows.
+    The capacities are the buckets in which the runtime's cache grows; it makes room for a call's rows, whichever of them
+    stay. The runtime pads a call to two rows, so it asks for two choices behind a prompt's last row.
 
     Raises:
         UsageError: the graph has an axis that no profile has a range for, or the limits cannot be met
@@ -61,15 +62,15 @@ def profiles(kind: str, graph: Graph, manifest: Manifest, limits: Limits) -> lis
     context = limits.context or manifest.model.max_context
     if context > manifest.model.max_context:
         raise UsageError(f"--max-context {context} is more than the {manifest.model.max_context} positions of this engine.")
-    most = bucket(context)
+    tree_rows = manifest.draft.nodes + 1 if kind == "target" else manifest.draft.levels + 1
+    chunk = max(limits.chunk, tree_rows)
+    most = bucket(context + chunk)
     common = {
         "batch": Range(1, 1, limits.batch),
         "capacity": Range(FIRST_BUCKET, min(_TYPICAL_CAPACITY, most), most),
     }
-    tree_rows = manifest.draft.nodes + 1 if kind == "target" else manifest.draft.levels + 1
-    chunk = max(limits.chunk, tree_rows)
     tree = {**common, "rows": Range(1, tree_rows, tree_rows), "selected": Range(1, tree_rows, tree_rows)}
-    prompt = {**common, "rows": Range(1, chunk, chunk), "selected": Range(1, 1, 1)}
+    prompt = {**common, "rows": Range(1, chunk, chunk), "selected": Range(1, 2, 2)}
     known = [axis for axis in graph.axes if axis not in tree]
     if known:
         raise UsageError(f"{graph.path.name} has the dynamic axis {known[0]!r}; expected are {', '.join(tree)}.")

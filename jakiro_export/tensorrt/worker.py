@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Job:
     kind: "tensorrt" or "tensorrt-rtx"
     model: the ONNX file to parse; source: the file that its weights' places are relative to
     profiles: for each, the three shapes of every input by name
-    sm: the GPU to build for ahead of time, such as 86; None builds for the GPU of this machine
+    sms: the GPUs to build for ahead of time, such as 86; none builds for the GPU of this machine
     plugin: a plugin library to load first, or None
     workspace: bytes for temporary values; level: the builder's effort, 0 to 5
     """
@@ -37,7 +37,7 @@ class Job:
     source: str
     output: str
     profiles: list[dict[str, list[list[int]]]]
-    sm: int | None = None
+    sms: list[int] = field(default_factory=list)
     plugin: str | None = None
     timing_cache: str | None = None
     workspace: int = 1 << 30
@@ -117,9 +117,10 @@ def _configure(trt: Any, config: Any, job: Job) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
     if job.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if job.sm is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{job.sm}"), 0)
+    if job.sms:
+        config.num_compute_capabilities = len(job.sms)
+        for number, sm in enumerate(job.sms):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), number)
 
 
 def _add_profiles(builder: Any, network: Any, config: Any, profiles: list[dict[str, list[list[int]]]]) -> None:

@@ -1,7 +1,7 @@
 """The key/value cache of one graph: read in place by the graph, written only at its tail.
 
-All layers share two arrays, so that committing the accepted rows of every layer is two indexed copies. The capacity grows in
-buckets, which keeps the shapes that a graph meets few.
+All layers share two arrays, so that committing the accepted rows of every layer is one call. The capacity grows in buckets, which
+keeps the shapes that a graph meets few. Where the arrays live is the backend's business.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+from jakiro_runtime.backend import Array, Memory
+from jakiro_runtime.backend.host import HostMemory
 
 FIRST_BUCKET = 256
 
@@ -21,11 +24,64 @@ def bucket(slots: int) -> int:
     return capacity
 
 
-class KVCache:
-    """Keys and values of every layer for a batch of sequences, [layers, batch, kv_heads, capacity, head_dim].
+class RowStore:
+    """Rows of every sequence, appended behind those it has: arrays [layers, batch, heads, capacity, width], one for each type.
+
+    arrays: the rows; slots from a sequence's length on hold anything
+    lengths: how many slots of each sequence are valid, int64 [batch]
+    """
+
+    def __init__(
+        self, memory: Memory, layers: int, batch: int, heads: int, width: int, dtypes: Sequence[np.dtype], slots: int = 1
+    ) -> None:
+        self._memory, self._layers, self._heads, self._width, self._dtypes = memory, layers, heads, width, tuple(dtypes)
+        self.arrays: list[Array] = []
+        self.capacity, self.lengths = 0, np.zeros(batch, np.int64)
+        self.reserve(slots)
+
+    def _empty(self, batch: int, slots: int) -> list[Array]:
+        shape = (self._layers, batch, self._heads, slots, self._width)
+        return [self._memory.zeros(shape, dtype) for dtype in self._dtypes]
+
+    def reserve(self, slots: int) -> bool:
+        """Make room for `slots` slots. True where the arrays were replaced and must be bound again."""
+        if slots <= self.capacity:
+            return False
+        self.capacity = bucket(slots)
+        arrays, held = self._empty(len(self.lengths), self.capacity), int(self.lengths.max())
+        if held:
+            for array, before in zip(arrays, self.arrays, strict=True):
+                array[..., :held, :] = before[..., :held, :]
+        self.arrays = arrays
+        return True
+
+    def append(self, sources: Sequence[Array], rows: Sequence[Sequence[int]]) -> None:
+        """Append some rows to each sequence; `reserve` has made the room.
+
+        Args:
+            sources: [layers, batch, heads, rows, width], one for each array
+            rows: for each sequence, the rows to keep, ascending; may be empty
+        """
+        self._memory.append(list(zip(sources, self.arrays, strict=True)), rows, self.lengths.tolist())
+        self.lengths += [len(kept) for kept in rows]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
+        self.lengths[sequence] = min(int(self.lengths[sequence]), length)
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Drop every other sequence. The arrays are replaced and must be bound again."""
+        arrays = self._empty(len(sequences), self.capacity)
+        for array, before in zip(arrays, self.arrays, strict=True):
+            for place, number in enumerate(sequences):
+                array[:, place] = before[:, number]
+        self.arrays, self.lengths = arrays, self.lengths[np.asarray(sequences)]
+
+
+class KVCache(RowStore):
+    """Keys and values of every layer for a batch of sequences.
 
     names: the graph's inputs, one (key, value) pair a layer
-    lengths: how many slots of each sequence are valid, int64 [batch]
     """
 
     def __init__(
@@ -35,74 +91,38 @@ class KVCache:
         head_dim: int,
         dtypes: tuple[np.dtype, np.dtype],
         batch: int = 1,
+        memory: Memory | None = None,
     ) -> None:
-        self.keys: np.ndarray
-        self.values: np.ndarray
-        self.names, self.capacity, self.lengths = list(names), 0, np.zeros(batch, np.int64)
-        self._heads, self._dim, self._dtypes = kv_heads, head_dim, dtypes
-        self.reserve(1)
+        self.names = list(names)
+        super().__init__(memory or HostMemory(), len(names), batch, kv_heads, head_dim, dtypes)
 
-    def _empty(self, batch: int, slots: int) -> list[np.ndarray]:
-        shape = (len(self.names), batch, self._heads, slots, self._dim)
-        return [np.zeros(shape, dtype) for dtype in self._dtypes]
+    @property
+    def keys(self) -> Array:
+        return self.arrays[0]
 
-    def reserve(self, slots: int) -> bool:
-        """Make room for `slots` slots. True where the arrays were replaced and must be bound again."""
-        if slots <= self.capacity:
-            return False
-        self.capacity = bucket(slots)
-        keys, values = self._empty(len(self.lengths), self.capacity)
-        held = int(self.lengths.max())
-        if held:
-            keys[..., :held, :] = self.keys[..., :held, :]
-            values[..., :held, :] = self.values[..., :held, :]
-        self.keys, self.values = keys, values
-        return True
+    @property
+    def values(self) -> Array:
+        return self.arrays[1]
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, Array]:
         """The arrays to bind, by the graph's input names; no copies."""
-        bound: dict[str, np.ndarray] = {}
+        bound: dict[str, Array] = {}
         for layer, (key, value) in enumerate(self.names):
             bound[key], bound[value] = self.keys[layer], self.values[layer]
         return bound
 
-    def scratch(self, rows: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def scratch(self, rows: int) -> tuple[Array, Array, dict[str, Array]]:
         """Arrays for a call's new rows, [layers, batch, kv_heads, rows, head_dim], and their slices by output name."""
         keys, values = self._empty(len(self.lengths), rows)
-        outputs: dict[str, np.ndarray] = {}
+        outputs: dict[str, Array] = {}
         for layer, (key, value) in enumerate(self.names):
             outputs[key.replace("past_", "new_")] = keys[layer]
             outputs[value.replace("past_", "new_")] = values[layer]
         return keys, values, outputs
 
-    def commit(self, keys: np.ndarray, values: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
-        """Append some rows of a call's scratch to each sequence; `reserve` has made the room.
-
-        Args:
-            keys, values: as `scratch` made them
-            rows: for each sequence, the rows to keep, ascending; may be empty
-        """
-        for number, kept in enumerate(rows):
-            if not kept:
-                continue
-            start = int(self.lengths[number])
-            stop = start + len(kept)
-            # one run of rows, as a chain or a prompt's chunk is: a slice, without a gather
-            run = kept[-1] - kept[0] == len(kept) - 1
-            picked = slice(kept[0], kept[-1] + 1) if run else np.asarray(kept)
-            self.keys[:, number, :, start:stop] = keys[:, number][:, :, picked]
-            self.values[:, number, :, start:stop] = values[:, number][:, :, picked]
-            self.lengths[number] = stop
-
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
-        self.lengths[sequence] = min(int(self.lengths[sequence]), length)
-
-    def keep(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence. The arrays are replaced and must be bound again."""
-        index = np.asarray(sequences)
-        self.lengths = self.lengths[index]
-        self.keys, self.values = np.ascontiguousarray(self.keys[:, index]), np.ascontiguousarray(self.values[:, index])
+    def commit(self, keys: Array, values: Array, rows: Sequence[Sequence[int]]) -> None:
+        """Append some rows of a call's scratch to each sequence, as `append` does."""
+        self.append((keys, values), rows)
 
     def export(self) -> tuple[np.ndarray, np.ndarray]:
         """What the first sequence holds: keys and values, [layers, kv_heads, length, head_dim], copied."""
@@ -112,7 +132,7 @@ class KVCache:
     def load(self, keys: np.ndarray, values: np.ndarray) -> bool:
         """Take the first sequence from what `export` gave. False where shapes or types do not fit."""
         for array, dtype in zip((keys, values), self._dtypes, strict=True):
-            fits = (len(self.names), self._heads, self._dim)
+            fits = (self._layers, self._heads, self._width)
             if array.ndim != 4 or array.dtype != dtype or (*array.shape[:2], array.shape[3]) != fits:
                 return False
         if keys.shape != values.shape:

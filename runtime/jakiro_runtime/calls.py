@@ -7,20 +7,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jakiro_runtime.backend import Binding, Graph
-from jakiro_runtime.cache import KVCache
+from jakiro_runtime.backend import Array, Binding, Graph, Memory
+from jakiro_runtime.cache import KVCache, RowStore
+from jakiro_runtime.errors import EngineError
 from jakiro_runtime.manifest import Manifest
 
 _KEPT = 24  # bound shapes kept for re-use, those used last
 
 
 class _Shaped:
-    """A binding for one shape, and the arrays it reads and writes."""
+    """A binding for one shape, and the arrays it reads and writes.
 
-    def __init__(self, graph: Graph, cache: KVCache, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], rows: int):
-        self.inputs, self.outputs = inputs, outputs
-        self.new_keys, self.new_values, scratch = cache.scratch(rows)
-        self._binding: Binding = graph.bind({**inputs, **cache.inputs()}, {**outputs, **scratch})
+    inputs: what is filled before a call, on the host
+    outputs: what is read after it
+    features: the target's output or the draft's input, [1, batch, 1, rows, hidden], in the backend's memory
+    """
+
+    def __init__(
+        self, graph: Graph, cache: KVCache, inputs: dict[str, np.ndarray], outputs: dict[str, Array], features: Array, given: bool
+    ):
+        self.inputs, self.outputs, self.features = inputs, outputs, features
+        self.new_keys, self.new_values, scratch = cache.scratch(features.shape[3])
+        hidden = {"hidden_states": features[0, :, 0]}
+        read, written = (hidden, {}) if given else ({}, hidden)
+        self._binding: Binding = graph.bind({**inputs, **read, **cache.inputs()}, {**outputs, **written, **scratch})
 
     def run(self) -> float:
         """Run the graph; the seconds it took."""
@@ -38,11 +48,12 @@ class TargetCall:
     seconds: spent in the graph so far
     """
 
-    def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1) -> None:
+    def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1, memory: Memory | None = None) -> None:
         model = manifest.model
+        self._memory = memory or graph.memory()
         names = [(f"past_key.{n}", f"past_value.{n}") for n in range(model.num_layers)]
         dtypes = (graph.inputs["past_key.0"], graph.inputs["past_value.0"])
-        self.cache = KVCache(names, model.num_kv_heads, model.head_dim, dtypes, batch)
+        self.cache = KVCache(names, model.num_kv_heads, model.head_dim, dtypes, batch, self._memory)
         self._graph, self._model = graph, model
         self.seconds = 0.0
         self._shaped: dict[tuple[int, int, bool], _Shaped] = {}
@@ -55,21 +66,20 @@ class TargetCall:
         else:
             if len(self._shaped) >= _KEPT:
                 self._shaped.pop(next(iter(self._shaped)))
-            batch = len(self.cache.lengths)
+            batch, memory = len(self.cache.lengths), self._memory
+            integers, model = np.dtype(np.int64), self._model
             inputs = {
-                "input_ids": np.zeros((batch, rows), np.int64),
-                "position_ids": np.zeros((batch, rows), np.int64),
-                "tree_mask": np.zeros((batch, rows, rows), bool),
-                "past_length": np.zeros(batch, np.int64),
-                "logit_rows": np.zeros((batch, selected), np.int64),
+                "input_ids": memory.staging((batch, rows), integers),
+                "position_ids": memory.staging((batch, rows), integers),
+                "tree_mask": memory.staging((batch, rows, rows), np.dtype(bool)),
+                "past_length": memory.staging((batch,), integers),
+                "logit_rows": memory.staging((batch, selected), integers),
             }
-            outputs = {
-                "next_tokens": np.zeros((batch, selected), np.int64),
-                "hidden_states": np.zeros((batch, rows, self._model.hidden_size), self._graph.outputs["hidden_states"]),
-            }
+            outputs: dict[str, Array] = {"next_tokens": memory.staging((batch, selected), integers)}
             if logits:
-                outputs["logits"] = np.zeros((batch, selected, self._model.vocab_size), self._graph.outputs["logits"])
-            self._shaped[key] = _Shaped(self._graph, self.cache, inputs, outputs, rows)
+                outputs["logits"] = memory.zeros((batch, selected, model.vocab_size), self._graph.outputs["logits"])
+            features = memory.zeros((1, batch, 1, rows, model.hidden_size), self._graph.outputs["hidden_states"])
+            self._shaped[key] = _Shaped(self._graph, self.cache, inputs, outputs, features, False)
         return self._shaped[key]
 
     def run(
@@ -83,7 +93,7 @@ class TargetCall:
             mask: [batch, rows, rows] bool, who sees whom; a row that is padding must see itself
             counts: [batch], rows of each sequence; the others are padding
             last_only: choose behind each sequence's last row alone; otherwise behind every row
-            logits: fetch the logits too
+            logits: give the logits too
         """
         rows = tokens.shape[1]
         padded = max(2, rows)
@@ -101,24 +111,23 @@ class TargetCall:
         inputs["logit_rows"][:] = last if last_only else np.minimum(np.arange(padded), last)
         self.seconds += shaped.run()
 
-    def _output(self, name: str) -> np.ndarray:
+    @property
+    def next_tokens(self) -> Array:
+        """The best next token behind each selected row, [batch, selected], on the host."""
         assert self._current is not None
-        return self._current.outputs[name]
+        return self._current.outputs["next_tokens"]
 
     @property
-    def next_tokens(self) -> np.ndarray:
-        """The best next token behind each selected row, [batch, selected]."""
-        return self._output("next_tokens")
+    def logits(self) -> Array:
+        """[batch, selected, vocab] in the backend's memory; only where the call was made to give them."""
+        assert self._current is not None
+        return self._current.outputs["logits"]
 
     @property
-    def logits(self) -> np.ndarray:
-        """[batch, selected, vocab]; only where the call was made to fetch them."""
-        return self._output("logits")
-
-    @property
-    def features(self) -> np.ndarray:
-        """[batch, rows, hidden], what the head continues from."""
-        return self._output("hidden_states")
+    def features(self) -> Array:
+        """What the head continues from, [1, batch, 1, rows, hidden] in the backend's memory."""
+        assert self._current is not None
+        return self._current.features
 
     def commit(self, rows: Sequence[Sequence[int]]) -> None:
         """Keep the new keys and values of these rows of the last call, for each sequence."""
@@ -133,63 +142,90 @@ class TargetCall:
 
 
 class DraftCall:
-    """The drafting phase over the rows that were just accepted. `seconds`: spent in the graph so far."""
+    """The drafting phase over the rows that were just accepted.
 
-    def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1) -> None:
-        draft = manifest.draft
+    features: the target's, of accepted rows that nothing was drafted behind yet; they never leave the backend's memory
+    seconds: spent in the graph so far
+    """
+
+    def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1, memory: Memory | None = None) -> None:
+        draft, hidden = manifest.draft, manifest.model.hidden_size
+        self._memory = memory or graph.memory()
         dtypes = (graph.inputs["past_key"], graph.inputs["past_value"])
-        self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch)
-        self._graph, self._draft, self._hidden = graph, draft, manifest.model.hidden_size
+        self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch, self._memory)
+        self.features = RowStore(self._memory, 1, batch, 1, hidden, [graph.inputs["hidden_states"]])
+        self._graph, self._draft = graph, draft
         self.seconds = 0.0
         self._shaped: dict[int, _Shaped] = {}
 
     def _shape(self, rows: int) -> _Shaped:
         if rows not in self._shaped:
-            nodes, batch = self._draft.nodes, len(self.cache.lengths)
+            nodes, batch, memory = self._draft.nodes, len(self.cache.lengths), self._memory
+            integers, features = np.dtype(np.int64), self.features.arrays[0]
             inputs = {
-                "input_ids": np.zeros((batch, rows), np.int64),
-                "hidden_states": np.zeros((batch, rows, self._hidden), self._graph.inputs["hidden_states"]),
-                "position_ids": np.zeros((batch, rows), np.int64),
-                "last_row": np.zeros(batch, np.int64),
-                "past_length": np.zeros(batch, np.int64),
+                "input_ids": memory.staging((batch, rows), integers),
+                "position_ids": memory.staging((batch, rows), integers),
+                "last_row": memory.staging((batch,), integers),
+                "past_length": memory.staging((batch,), integers),
             }
-            outputs = {
-                "tree_tokens": np.zeros((batch, nodes), np.int64),
-                "tree_parents": np.zeros((batch, nodes), np.int64),
-                "tree_scores": np.zeros((batch, nodes), self._graph.outputs["tree_scores"]),
+            outputs: dict[str, Array] = {
+                "tree_tokens": memory.staging((batch, nodes), integers),
+                "tree_parents": memory.staging((batch, nodes), integers),
+                "tree_scores": memory.zeros((batch, nodes), self._graph.outputs["tree_scores"]),
             }
-            self._shaped[rows] = _Shaped(self._graph, self.cache, inputs, outputs, rows)
+            hidden = memory.zeros((1, batch, 1, rows, features.shape[-1]), features.dtype)
+            self._shaped[rows] = _Shaped(self._graph, self.cache, inputs, outputs, hidden, True)
         return self._shaped[rows]
 
-    def run(
-        self, tokens: Sequence[Sequence[int]], features: Sequence[np.ndarray], padded: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draft behind rows that continue the cache, and keep their keys.
+    def accept(self, features: Array, rows: Sequence[Sequence[int]]) -> None:
+        """Remember the features of accepted rows, behind which the next tree is drafted.
 
         Args:
-            tokens: for each sequence, the token after each feature; none where a sequence waits for the others
-            features: for each sequence [rows, hidden], the target's
+            features: a target call's
+            rows: for each sequence, ascending
+
+        Raises:
+            EngineError: target and draft compute in different types, which no backend for GPUs converts
+        """
+        store = self.features
+        if features.dtype != store.arrays[0].dtype and not isinstance(features, np.ndarray):
+            raise EngineError(
+                f"This engine's target gives its features in {features.dtype} and the draft takes {store.arrays[0].dtype}; for a "
+                "GPU, export both with one --precision."
+            )
+        store.reserve(int(store.lengths.max()) + max(map(len, rows)))
+        store.append([features], rows)
+
+    def run(self, tokens: Sequence[Sequence[int]], firsts: Sequence[int], padded: int) -> tuple[np.ndarray, np.ndarray, Array]:
+        """Draft behind accepted rows that continue the cache, and keep their keys.
+
+        Args:
+            tokens: for each sequence, the token after each row; none where a sequence waits for the others
+            firsts: for each sequence, which row of `features` they begin at
             padded: rows of the bound shape, at least as many; few shapes are kept
 
         Returns:
-            tree_tokens, tree_parents, tree_scores: [batch, nodes] each, valid until the next call
+            tree_tokens, tree_parents: [batch, nodes] on the host; tree_scores: as many, in the backend's memory. Valid until
+            the next call
         """
         if self.cache.reserve(int(self.cache.lengths.max()) + padded):
             self._shaped.clear()
         shaped = self._shape(padded)
         inputs = shaped.inputs
-        for number, (after, rows) in enumerate(zip(tokens, features, strict=True)):
+        for number, after in enumerate(tokens):
             inputs["input_ids"][number, : len(after)] = after
-            inputs["hidden_states"][number, : len(after)] = rows
             inputs["last_row"][number] = max(0, len(after) - 1)
         np.add(self.cache.lengths[:, None], np.arange(padded), out=inputs["position_ids"])
         inputs["past_length"][:] = self.cache.lengths
+        rows = [range(first, first + len(after)) for first, after in zip(firsts, tokens, strict=True)]
+        self._memory.append([(self.features.arrays[0], shaped.features)], rows, [0] * len(rows))
         self.seconds += shaped.run()
         self.cache.commit(shaped.new_keys, shaped.new_values, [range(len(after)) for after in tokens])
         outputs = shaped.outputs
-        return outputs["tree_tokens"], outputs["tree_parents"], outputs["tree_scores"]
+        return np.asarray(outputs["tree_tokens"]), np.asarray(outputs["tree_parents"]), outputs["tree_scores"]
 
     def keep(self, sequences: Sequence[int]) -> None:
         """Drop every other sequence."""
         self.cache.keep(sequences)
+        self.features.keep(sequences)
         self._shaped.clear()

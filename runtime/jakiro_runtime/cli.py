@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jakiro_runtime.engine import Engine
     from jakiro_runtime.session import Session
 
+BACKENDS = ("auto", "onnxruntime", "cuda", "tensorrt", "tensorrt-rtx")
+
 _EPILOG = """\b
 Examples:
   jakiro-run --engine out/smollm2                          chat at the terminal
@@ -46,6 +48,11 @@ Examples:
               help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
 @click.option("--stats", type=click.Choice(["line", "json", "none"]), default="line", help="Figures after an answer.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine: onnxruntime (CPU), "
+              "cuda (ONNX Runtime on a GPU), tensorrt or tensorrt-rtx (engines of jakiro-build). auto: what was built for this "
+              "GPU, else the CPU. Only onnxruntime has been run by us; the others are not run on a GPU.")  # fmt: skip
+@click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
+              help="libjakiro_plugins.so, for engines built with it and for faster commits. Not run on a GPU.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, show_default="physical cores", help="CPU threads.")
 @click.option("--chunk", type=click.IntRange(2), default=128, help="Tokens of a prompt processed in one call.")
 @click.option("--verify", is_flag=True, help="Read every file again and compare it with its checksum first.")
@@ -82,6 +89,8 @@ def _run(
     nodes: int | None,
     raw: bool,
     stats: str,
+    backend: str,
+    plugin: Path | None,
     threads: int | None,
     chunk: int,
     verify: bool,
@@ -101,7 +110,7 @@ def _run(
     if prompt is not None and not prompt.strip():
         source = "standard input" if piped else "--prompt"
         raise UsageError(f"The prompt from {source} is empty; give some text to answer.")
-    opened = Engine.open(engine, threads=threads, full_check=verify)
+    opened = Engine.open(engine, backend, threads, verify, plugin)
     session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": Sampling(**sampling), "stop": stop}
     if json_schema or regex is not None or grammar is not None:
@@ -169,7 +178,10 @@ class _Stop:
 
 def _talk(chat: _Chat, engine: Path) -> None:
     model = chat.engine.manifest.model
-    click.echo(f"{model.name} from {engine}. Ctrl-C stops an answer, twice leaves; an empty line is ignored.", err=True)
+    click.echo(
+        f"{model.name} from {engine}, on {chat.engine.backend}. Ctrl-C stops an answer, twice leaves; an empty line is ignored.",
+        err=True,
+    )
     read = _line_reader()
     interrupted = False
     while True:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jakiro_runtime.answer import Answer
+from jakiro_runtime.backend import Array
 from jakiro_runtime.calls import DraftCall, TargetCall
 from jakiro_runtime.choice import NodeChoice
 from jakiro_runtime.sampling import Constraint
@@ -41,11 +42,11 @@ class Decoder:
     """
 
     def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None) -> None:
-        self.target = TargetCall(engine.target, engine.manifest, batch)
-        self.draft = DraftCall(engine.draft, engine.manifest, batch) if speculate else None
+        memory = engine.target.memory()
+        self.target = TargetCall(engine.target, engine.manifest, batch, memory)
+        self.draft = DraftCall(engine.draft, engine.manifest, batch, memory) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
         self._chunk, self._nodes = chunk, nodes
-        self._features: list[np.ndarray] = []  # behind which the next trees are drafted, [rows, hidden] each
         plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
         self._choice = NodeChoice(plan, drafted) if plan and speculate and nodes is None and batch == 1 else None
         full = 1 + min(nodes or drafted, drafted)
@@ -76,7 +77,6 @@ class Decoder:
         self.target.keep(sequences)
         if self.draft:
             self.draft.keep(sequences)
-        self._features = [self._features[number] for number in sequences]
 
     def prefill(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
@@ -84,7 +84,8 @@ class Decoder:
             self._choice.start()
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
-        features: list[list[np.ndarray]] = [[] for _ in answers]
+        if self.draft:
+            self.draft.features.lengths[:] = 0
         calls = _spans([len(ids) for ids in waiting], self._chunk)
         logits = self._needs_logits(answers)
         for spans in calls:
@@ -96,10 +97,7 @@ class Decoder:
             depths = np.broadcast_to(np.arange(width), tokens.shape)
             mask = np.broadcast_to(np.tri(width, dtype=bool), (len(answers), width, width))
             self.target.run(tokens, depths, mask, counts, True, logits and spans is calls[-1])
-            for number, count in enumerate(counts.tolist()):
-                features[number].append(self.target.features[number, :count].copy())
-            self.target.commit([range(count) for count in counts.tolist()])
-        self._features = [np.concatenate(parts) for parts in features]
+            self._accept([range(count) for count in counts.tolist()])
         return [[self._choose(answer, number, logits, 0, [])] for number, answer in enumerate(answers)]
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
@@ -126,38 +124,39 @@ class Decoder:
             gained.append(chosen)
         if self._choice and drafting:
             self._choice.note(len(trees[0].tokens), len(kept[0]) - 1, self.target.cache.capacity)
-        features = [self.target.features[number, path] for number, path in enumerate(kept)]
-        waiting = self.draft is not None and not drafting  # the next draft continues from these rows too
-        self._features = [np.concatenate(both) for both in zip(self._features, features, strict=True)] if waiting else features
-        self.target.commit(kept)
+        self._accept(kept)  # where nothing was drafted, the next draft continues from these rows too
         return gained
+
+    def _accept(self, rows: Sequence[Sequence[int]]) -> None:
+        """Keep these rows of the last verification, for each sequence: their keys, and their features to draft behind."""
+        if self.draft:
+            self.draft.accept(self.target.features, rows)
+        self.target.commit(rows)
 
     def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
         assert self.draft is not None
-        firsts = self.draft.cache.lengths.tolist()
-        after = [  # the token behind each feature
-            answer.tokens[first + 1 : first + 1 + len(rows)]
-            for answer, first, rows in zip(answers, firsts, self._features, strict=True)
-        ]
+        accepted = zip(answers, self.draft.cache.lengths.tolist(), self.draft.features.lengths.tolist(), strict=True)
+        after = [answer.tokens[first + 1 : first + 1 + rows] for answer, first, rows in accepted]  # behind each feature
         few, longest = self.levels + 1, max(map(len, after))
         width = next((size for size in (few, 2 * few, 4 * few) if longest <= size), self._chunk)
         for spans in _spans([len(ids) for ids in after], width):
             drafted = self.draft.run(
                 [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)],
-                [rows[start:stop] for rows, (start, stop) in zip(self._features, spans, strict=True)],
+                [start for start, _ in spans],
                 width,
             )
+        self.draft.features.lengths[:] = 0
         tokens, parents, scores = drafted
         return [self._prune(tokens[n], parents[n], scores[n], answer.sampler.constraint) for n, answer in enumerate(answers)]
 
-    def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: np.ndarray, constraint: Constraint | None) -> _Tree:
+    def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: Array, constraint: Constraint | None) -> _Tree:
         """The part of a tree worth verifying: the best nodes, and of these what the constraint allows."""
         count = self._nodes
         if self._choice:
-            count = self._choice.count(-np.sort(-scores), self.target.cache.capacity)
+            count = self._choice.count(-np.sort(-np.asarray(scores)), self.target.cache.capacity)
         if count is not None and count < len(tokens):
-            tokens, parents = closed(tokens, parents, best_nodes(scores, parents, count))
+            tokens, parents = closed(tokens, parents, best_nodes(np.asarray(scores), parents, count))
         if constraint is not None:
             tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
         return _Tree(tokens, parents)
@@ -167,7 +166,7 @@ class Decoder:
         return any(answer.sampler.needs_logits for answer in answers)
 
     def _choose(self, answer: Answer, number: int, logits: bool, row: int, path: list[int]) -> int:
-        wanted = self.target.logits[number, row] if logits and answer.sampler.needs_logits else None
+        wanted = np.asarray(self.target.logits[number, row]) if logits and answer.sampler.needs_logits else None
         return answer.choose(int(self.target.next_tokens[number, row]), wanted, path)
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from jakiro_runtime import batch
 from jakiro_runtime.answer import Answer, Result
-from jakiro_runtime.backend import Graph, open_graph
+from jakiro_runtime.backend import Graph, Options, choose, open_graphs
 from jakiro_runtime.chat import ChatTemplate, Message
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.manifest import Manifest, verify
@@ -26,7 +26,11 @@ class Engine:
     """Two graphs, a tokenizer and a chat template. Holds the weights; sessions hold the state, and may share an engine.
 
     Use `Engine.open`.
+
+    backend: the name of what runs the graphs
     """
+
+    backend = "onnxruntime"
 
     def __init__(self, manifest: Manifest, target: Graph, draft: Graph, tokenizer: Tokenizer, template: ChatTemplate | None):
         self.manifest, self.target, self.draft = manifest, target, draft
@@ -35,28 +39,39 @@ class Engine:
 
     @staticmethod
     def open(
-        directory: str | os.PathLike[str], backend: str = "onnxruntime", threads: int | None = None, full_check: bool = False
+        directory: str | os.PathLike[str],
+        backend: str = "auto",
+        threads: int | None = None,
+        full_check: bool = False,
+        plugin: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Open an engine directory that jakiro-export wrote.
 
         Args:
-            backend: what runs the graphs
+            backend: what runs the graphs: "onnxruntime" (CPU), "cuda" (ONNX Runtime on a GPU), "tensorrt", "tensorrt-rtx"; "auto"
+                takes the engines that were built for this machine's GPU, and the CPU where there are none
             threads: for the CPU; one per physical core by default
             full_check: read every file again, even one that was found right before
+            plugin: libjakiro_plugins.so, for a GPU
 
         Raises:
             UsageError: no engine there
-            EngineError: a file is missing, changed, or of a newer schema; the backend is not installed
+            EngineError: a file is missing, changed, or of a newer schema; the backend is not installed or has no GPU
         """
         folder = Path(directory)
         manifest = Manifest.read(folder)
+        name = choose(manifest, backend)
         verify(manifest, folder, full=full_check)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the tokenizers library raises plain Exception
             raise EngineError(f"{folder / 'tokenizer.json'} cannot be read: {error}.") from error
-        target, draft = (open_graph(folder / manifest.graphs[name], backend, threads) for name in ("target", "draft"))
-        return Engine(manifest, target, draft, tokenizer, ChatTemplate.read(folder))
+        opened = open_graphs(folder, manifest, name, Options(threads, Path(plugin).absolute() if plugin else None))
+        if opened.max_context is not None:
+            manifest.model.max_context = min(manifest.model.max_context, opened.max_context)
+        engine = Engine(manifest, opened.target, opened.draft, tokenizer, ChatTemplate.read(folder))
+        engine.backend = name
+        return engine
 
     def session(self, **options: Any) -> Session:
         """A new conversation; options as `Session` takes them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from plugin_library import TYPES, Library, Problem
-from plugin_traffic import measure
+from plugin_traffic import commit, measure
 
 
 @pytest.mark.parametrize("type", list(TYPES))
@@ -42,3 +42,14 @@ def test_weights_and_activations_are_read_in_whole_sectors(library: Library, typ
     fragments = [cost for site, cost in counters["global"].items() if site.startswith("tiles.cuh")]
     assert len(fragments) >= 2
     assert all(cost["units"] == cost["fewest"] for cost in fragments)
+
+
+def test_a_commit_moves_whole_sectors_and_the_accepted_rows_alone(library: Library, capsys: pytest.CaptureFixture) -> None:
+    """And `make bench` says so."""
+    commit(library, tensors=8, heads=4, accepted=(0, 2, 7))
+    said = capsys.readouterr().out
+    moved = 8 * 4 * 3 * 128 * 2
+    assert f"{{'read': {moved}, 'written': {moved}}}" in said
+    sites = [cost for site, cost in library.counters()["global"].items() if site.startswith("kv_commit")]
+    rows = sorted(sites, key=lambda cost: cost["units"])[-2:]  # the copy itself; the others read the tables
+    assert all(cost["units"] == cost["fewest"] == moved // 32 for cost in rows)

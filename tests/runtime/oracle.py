@@ -53,9 +53,6 @@ class OracleBinding:
     def __init__(self, graph: OracleGraph, inputs: Buffers, outputs: Buffers) -> None:
         self.graph, self.inputs, self.outputs = graph, dict(inputs), outputs
 
-    def rebind(self, inputs: Buffers) -> None:
-        self.inputs.update(inputs)
-
     def run(self) -> None:
         for row in range(len(self.inputs["input_ids"])):
             last = int(self.inputs["last_row"][row])

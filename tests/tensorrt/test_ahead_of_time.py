@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_the_tiny_engine_for_every_gpu(engine: Path, rtx: None, sm: int) -> None
 
 
 @pytest.mark.slow
+def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: None) -> None:
+    engine = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="bf16", bitwise=False, verify=False)
+    build(engine, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME if sm >= 80))
+    for sm in building.AHEAD_OF_TIME[1:]:
+        check_record(engine, sm)
+    with pytest.raises(ExportError, match="bfloat16.*sm80 or newer"):
+        building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [75], building.Settings())
+    with pytest.raises(ExportError, match="Cannot compile for.*sm75"):  # and so says the builder, of one among others
+        building.run_job(replace(orders(engine, tmp_path), sms=[75, 86]))
+
+
+@pytest.mark.slow
 def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path, rtx: None) -> None:
     build(engine, "--ahead-of-time", "sm86,sm120")
     build(engine, "--ahead-of-time", "sm86", "--chunk", "32")
@@ -80,11 +93,9 @@ def test_stripping_weights_needs_a_driver(engine: Path, tmp_path: Path, rtx: Non
 
 
 @pytest.mark.slow
-def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: None) -> None:
+def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_jetpack_6: Path, rtx: None) -> None:
     """Opset 20, its norms and rotary embeddings written as primitives: what TensorRT 10.3 parses. Here RTX does."""
-    engine = tiny.make_engine(
-        tmp_path / "engine", tiny_target, tiny_head, precision="fp16", bitwise=False, verify=False, opset=20
-    )
+    engine = Path(shutil.copytree(tiny_jetpack_6, tmp_path / "engine"))
     build(engine, "--ahead-of-time", "sm89")
     check_record(engine, 89)
 
@@ -106,10 +117,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@every_gpu
-def test_smollm2_for_every_gpu(smollm2: Path, rtx: None, sm: int) -> None:
-    build(smollm2, "--ahead-of-time", f"sm{sm}", "--max-context", "2048")
-    check_record(smollm2, sm)
+def test_smollm2_for_every_gpu(smollm2: Path, rtx: None) -> None:
+    """One engine a graph, as a user would build for all of them; the tiny one was built for each by itself."""
+    build(smollm2, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME), "--max-context", "2048")
+    for sm in building.AHEAD_OF_TIME:
+        check_record(smollm2, sm)
+    engines = {(smollm2 / "tensorrt" / f"sm{sm}" / "target.engine").stat().st_ino for sm in building.AHEAD_OF_TIME}
+    assert len(engines) == 1, "one file, under six names"
 
 
 # What must not work: the builder looks at what it is given.
@@ -194,7 +208,7 @@ def test_a_builder_that_dies(engine: Path, tmp_path: Path, monkeypatch: pytest.M
         "class ILogger:\n    class Severity: pass\n"
         f"def Builder(logger):\n    print('last words', file=sys.stderr, flush=True)\n    {deed}\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(module.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(module.parent), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(ExportError, match=words):
         building.run_job(orders(engine, tmp_path))
 

@@ -19,8 +19,18 @@ import plugin_wheels
 import pytest
 
 import jakiro_export.tensorrt.worker
+import jakiro_runtime.backend.cuda_memory
+import jakiro_runtime.backend.tensorrt
 
-SOURCES = [Path(jakiro_export.tensorrt.worker.__file__)]
+BUILDER = [Path(jakiro_export.tensorrt.worker.__file__)]
+BACKEND = [Path(jakiro_runtime.backend.tensorrt.__file__)]
+SOURCES = BUILDER + BACKEND
+CUDA_SOURCES = [Path(jakiro_runtime.backend.cuda_memory.__file__)]
+# JetPack 6 is CUDA 12, JetPack 7 is CUDA 13.
+CUDA_BINDINGS = {
+    "12": ("cuda-bindings==12.9.0", "cuda-pathfinder==1.3.0"),
+    "13": ("cuda-bindings==13.0.3", "cuda-pathfinder==1.3.0"),
+}
 BINDINGS = {
     "10.3.0": ("tensorrt-cu12-bindings==10.3.0", "10"),
     "10.13.3.9": ("tensorrt-cu13-bindings==10.13.3.9", "10"),
@@ -29,7 +39,8 @@ BINDINGS = {
 # What our sources call an object, and its class.
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "registry": "IPluginRegistry",
+    "profile": "IOptimizationProfile", "cache": "ITimingCache", "registry": "IPluginRegistry", "loader": "Runtime",
+    "engine": "ICudaEngine", "context": "IExecutionContext", "refitter": "Refitter", "parser_refitter": "OnnxParserRefitter",
 }  # fmt: skip
 # Calls for builds ahead of time, which TensorRT-RTX alone has.
 RTX_ONLY = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
@@ -57,6 +68,8 @@ def calls(path: Path) -> set[str]:
             node = node.value
         if not parts or not isinstance(node, ast.Name):
             continue
+        while parts[1:] and (node.id == "self" or parts[0] == "trt"):  # self.engine.x, graph.trt.X
+            node = ast.Name(parts.pop(0).lstrip("_"))
         if node.id == "trt":
             used |= {".".join(parts[: end + 1]) for end in range(len(parts))}
         elif node.id in CLASSES:
@@ -104,6 +117,8 @@ def test_the_lint_sees_the_calls() -> None:
     assert {"Builder", "OnnxParser.parse", "BuilderFlag.STRIP_PLAN", "IOptimizationProfile.set_shape"} <= used
     assert used >= RTX_ONLY
     assert len(used) > 25
+    assert {"ICudaEngine.get_tensor_dtype", "IExecutionContext.execute_async_v3", "Refitter.refit_cuda_engine"} <= used
+    assert "ExecutionContextAllocationStrategy.USER_MANAGED" in used
 
 
 @pytest.mark.parametrize("version", list(BINDINGS))
@@ -141,3 +156,49 @@ def test_polygraphy_has_what_the_check_on_a_device_uses() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+# The CUDA runtime: names, and how many arguments each call takes.
+
+_SIGNATURES = """
+import json, sys
+sys.path[:0] = sys.argv[1:]
+from cuda.bindings import runtime
+print(json.dumps({name: (getattr(runtime, name).__doc__ or "").split(chr(10))[0] for name in dir(runtime)}))
+kinds = ("cudaMemcpyKind", "cudaStreamCaptureMode")
+print(json.dumps([f"{kind}.{name}" for kind in kinds for name in dir(getattr(runtime, kind))]))
+print(json.dumps(dir(runtime.cudaMemcpy3DParms())))
+"""
+
+
+def cuda_calls(path: Path) -> dict[str, int | None]:
+    """What a source uses of the CUDA runtime: a call with its number of arguments, or a name with None."""
+    used: dict[str, int | None] = {}
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith(("cuda", "make_cuda")):
+            inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
+            used.setdefault(f"{inner}.{node.attr}" if inner.startswith("cuda") else node.attr, None)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in used:
+            if any(isinstance(argument, ast.Starred) for argument in node.args):
+                continue
+            used[node.func.attr] = len(node.args)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "finalize":  # (object, call, arguments ...)
+            used[node.args[1].attr] = len(node.args) - 2  # type: ignore[attr-defined]
+    return used
+
+
+@pytest.mark.parametrize("major", list(CUDA_BINDINGS))
+def test_every_cuda_call_exists_and_takes_as_many_arguments(major: str) -> None:
+    folders = [str(plugin_wheels.unpacked(requirement)) for requirement in CUDA_BINDINGS[major]]
+    done = subprocess.run([sys.executable, "-c", _SIGNATURES, *folders], capture_output=True, text=True, check=True)
+    signatures, members, box = map(json.loads, done.stdout.splitlines())
+    used = dict(item for source in CUDA_SOURCES for item in cuda_calls(source).items())
+    assert {"cudaMalloc", "cudaMemcpy3DAsync", "cudaStreamBeginCapture", "cudaMemcpyKind.cudaMemcpyDefault"} <= set(used)
+    assert {"srcPtr", "dstPtr", "extent", "kind"} <= set(box)
+    for name, count in used.items():
+        assert name in signatures or name in members, name
+        if count is not None and name != "cudaMemcpy3DParms":
+            stated = signatures[name].partition("(")[2].rpartition(")")[0]
+            assert count == (len(stated.split(",")) if stated.strip() else 0), f"{name} is {signatures[name]}"

@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jakiro_export.build_cli import main
-from jakiro_export.tensorrt import building, device, memory
+from jakiro_export.tensorrt import memory
+from jakiro_runtime.backend import built
+from jakiro_runtime.backend import gpu as device
 
 
 def call(*arguments: str | Path) -> Result:
@@ -38,7 +40,7 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(half_engine: Path
             assert f"tensorrt/sm{sm}/{name}.engine" in result.output
     assert "rows 1..64 (best at 64)" in result.output
     assert "rows 1..13 (best at 13)" in result.output, "12 nodes and the root"
-    assert "capacity 256..512" in result.output, "the cache's bucket for 500 positions"
+    assert "capacity 256..1024" in result.output, "the cache's bucket for 500 positions and a chunk"
     assert "needs about" in result.output
     assert files(half_engine) == before
 
@@ -52,17 +54,17 @@ def test_a_dry_run_for_a_device_needs_none_and_knows_jetpack_6(half_engine: Path
 
 def test_without_a_gpu(half_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = device.find
-    monkeypatch.setattr(device, "find", lambda: find("libcuda-of-no-machine.so"))
+    monkeypatch.setattr(device, "find", lambda **words: find("libcuda-of-no-machine.so", **words))
     assert "--ahead-of-time" in error(call(half_engine), 1)
 
 
 def a_gpu(monkeypatch: pytest.MonkeyPatch, sm: int = 87, free: int = 8 << 30, shared: bool = True) -> None:
-    monkeypatch.setattr(device, "find", lambda: device.Device("A GPU of this test", sm, free, 16 << 30, shared))
+    monkeypatch.setattr(device, "find", lambda **_: device.Device("A GPU of this test", sm, free, 16 << 30, shared))
 
 
 def test_without_tensorrt(half_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_gpu(monkeypatch)
-    monkeypatch.setattr(building.versions, "MODULES", {"tensorrt": ("no_such_module",), "tensorrt-rtx": ("no_such_module",)})
+    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",), "tensorrt-rtx": ("no_such_module",)})
     assert "TensorRT is not installed" in error(call(half_engine), 1)
     assert "TensorRT-RTX is not installed" in error(call(half_engine, "--ahead-of-time", "sm86"), 1)
 

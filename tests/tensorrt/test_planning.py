@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.tensorrt import accuracy, building, graphs, memory, versions
 from jakiro_export.tensorrt.profiles import Limits, profiles
+from jakiro_runtime.cache import bucket
 from jakiro_runtime.manifest import Manifest
 
 
@@ -97,7 +99,7 @@ def test_profiles_hold_every_shape_of_a_session(half_engine: Path, draft: graphs
             for reach in profile.axes.values():
                 assert 1 <= reach.least <= reach.typical <= reach.most
             assert profile.axes["batch"].most == 4
-            assert profile.axes["capacity"].most == manifest.model.max_context
+            assert profile.axes["capacity"].most == bucket(manifest.model.max_context + 32)
     tree, prompt = profiles("target", target, manifest, Limits(chunk=32))
     assert tree.axes["selected"].most == tree.axes["rows"].most == manifest.draft.nodes + 1
     assert prompt.axes["rows"].most == 32
@@ -183,8 +185,19 @@ def test_building_needs_no_torch() -> None:
     """A Jetson has none: what jakiro-build imports there is onnx and numpy."""
     program = (
         "import sys, jakiro_export.build_cli\n"
-        "from jakiro_export.tensorrt import accuracy, building, device, worker\n"
+        "from jakiro_export.tensorrt import accuracy, building, worker\n"
         "print([name for name in ('torch', 'transformers', 'onnxruntime') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_bytes_row_by_row_are_for_cpus(draft: graphs.Graph) -> None:
+    """What --precision int8 writes; in a function's body too."""
+    for function in (False, True):
+        model = onnx.ModelProto()
+        model.CopyFrom(draft.model)
+        nodes = model.functions[0].node if function else model.graph.node
+        next(node for node in nodes if node.op_type == "MatMul").op_type = "MatMulInteger"
+        with pytest.raises(ExportError, match="int8.*--precision fp16"):
+            graphs.check_types(replace(draft, model=model), 86)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backend import Buffers
+from jakiro_runtime.backend import Buffers, Opened, Options
+from jakiro_runtime.backend.host import HostMemory
 from jakiro_runtime.errors import EngineError
+from jakiro_runtime.manifest import Manifest
 
 _TYPES = {
     "tensor(int64)": np.int64,
@@ -21,26 +23,48 @@ _TYPES = {
 }
 
 
-def open_graph(path: Path, threads: int | None = None) -> OnnxRuntimeGraph:
-    """Open an ONNX file; `threads` None takes one thread per physical core this process may use.
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+    """Open the ONNX files of an engine directory on the CPU.
 
     Raises:
-        EngineError: onnxruntime is not installed, or it refuses the file
+        EngineError: onnxruntime is not installed, or it refuses a file
     """
+    target, draft = (open_graph(folder / manifest.graphs[graph], options.threads) for graph in ("target", "draft"))
+    return Opened(target, draft)
+
+
+def open_graph(file: Path, threads: int | None = None) -> OnnxRuntimeGraph:
+    """Open one ONNX file on the CPU. Raises EngineError as `open_graphs` does."""
+    ort = load("onnxruntime")
+    return OnnxRuntimeGraph(open_session(ort, file, session_options(ort, threads), ["CPUExecutionProvider"]))
+
+
+def load(package: str) -> Any:
+    """Import onnxruntime; `package` is what to install where it is missing. Raises EngineError."""
     try:
-        import onnxruntime as ort
+        import onnxruntime
     except ImportError as error:
         raise EngineError(
-            "This engine needs onnxruntime, which is not installed; install it with: pip install onnxruntime"
+            f"This engine needs {package}, which is not installed; install it with: pip install {package}"
         ) from error
+    return onnxruntime
+
+
+def session_options(ort: Any, threads: int | None) -> Any:
+    """Options of a session; `threads` None takes one thread per physical core this process may use."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # draft and target take turns on the same cores: an idle pool that spins takes them from the other
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(ort: Any, path: Path, options: Any, providers: list[Any]) -> Any:
+    """Open one ONNX file. Raises EngineError where ONNX Runtime refuses it."""
     try:
-        return OnnxRuntimeGraph(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises types of its own for each status code
         reason = str(error).splitlines()[0]
         raise EngineError(f"ONNX Runtime {ort.__version__} refuses {path}: {reason}") from error
@@ -51,8 +75,11 @@ class OnnxRuntimeGraph:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self.inputs = _dtypes(session.get_inputs())
-        self.outputs = _dtypes(session.get_outputs())
+        self.inputs = dtypes(session.get_inputs())
+        self.outputs = dtypes(session.get_outputs())
+
+    def memory(self) -> HostMemory:
+        return HostMemory()
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> OnnxRuntimeBinding:
         return OnnxRuntimeBinding(self._session, inputs, outputs)
@@ -61,27 +88,24 @@ class OnnxRuntimeGraph:
 class OnnxRuntimeBinding:
     def __init__(self, session: Any, inputs: Buffers, outputs: Buffers) -> None:
         self._session, self._io = session, session.io_binding()
-        self._alive: dict[str, np.ndarray] = {**outputs}  # the binding holds addresses only
-        self.rebind(inputs)
-        for name, array in outputs.items():
-            self._io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-    def rebind(self, inputs: Buffers) -> None:
-        for name, array in inputs.items():
-            if not array.flags.c_contiguous:
-                raise ValueError(f"the buffer for {name} is not contiguous")
-            self._alive[name] = array
-            self._io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._alive = (inputs, outputs)  # the binding holds addresses only
+        for bind, arrays in ((self._io.bind_input, inputs), (self._io.bind_output, outputs)):
+            for name, array in arrays.items():
+                assert isinstance(array, np.ndarray)
+                if not array.flags.c_contiguous:
+                    raise ValueError(f"the buffer for {name} is not contiguous")
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         self._session.run_with_iobinding(self._io)
 
 
-def _dtypes(values: Any) -> Mapping[str, np.dtype]:
+def dtypes(values: Any) -> Mapping[str, np.dtype]:
+    """The element type of each input or output of a session, by name. Raises EngineError for one NumPy does not have."""
     unknown = [value for value in values if value.type not in _TYPES]
     if unknown:
         raise EngineError(
-            f"The graph's {unknown[0].name} is a {unknown[0].type}, which the CPU backend cannot hold; "
+            f"The graph's {unknown[0].name} is a {unknown[0].type}, which ONNX Runtime's backends cannot hold; "
             "export the engine with --precision fp32 or fp16."
         )
     return {value.name: np.dtype(_TYPES[value.type]) for value in values}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jakiro_runtime.cli import BACKENDS
+
 if TYPE_CHECKING:
     from jakiro_runtime.bench.prompts import Prompt
     from jakiro_runtime.engine import Engine
@@ -44,6 +46,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--benchmark", default=None, show_default="all", help="Only prompts whose `benchmark` is this.")
 @click.option("--repeats", type=click.IntRange(1), default=3, help="How often everything is asked.")
 @click.option("--warmup", type=click.IntRange(0), default=1, help="Answers of each contender that are not measured.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine; as jakiro-run's.")
 @click.option("--threads", type=click.IntRange(1), default=None, show_default="physical cores", help="CPU threads, for all.")
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
               help="Verify the best N nodes of every tree.")  # fmt: skip
@@ -88,7 +91,7 @@ def _run(json_file: str | None, html_file: Path | None, **settings: Any) -> None
     for file in (json_file if json_file != "-" else None, html_file):
         _check_writable(file)
     prompts = select(read_prompts(settings["prompts"]), settings["benchmark"], settings["limit"])
-    engine = Engine.open(settings["engine"], threads=settings["threads"])
+    engine = Engine.open(settings["engine"], settings["backend"], settings["threads"])
     data = bench(engine, prompts, settings)
     text = json.dumps(data, indent=2, ensure_ascii=False)
     if json_file == "-":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jakiro_runtime.backend import Binding, Buffers, Graph
+from jakiro_runtime.backend import Binding, Buffers, Graph, Memory
 from jakiro_runtime.tree import best_nodes, closed
 
 
@@ -34,6 +34,9 @@ class Watch:
         self._graph = graph
         self._last: Buffers | None = None
 
+    def memory(self) -> Memory:
+        return self._graph.memory()
+
     def bind(self, inputs: Buffers, outputs: Buffers) -> _Watched:
         return _Watched(self, self._graph.bind(inputs, outputs), outputs)
 
@@ -53,9 +56,6 @@ class Watch:
 class _Watched:
     def __init__(self, watch: Watch, binding: Binding, outputs: Buffers) -> None:
         self._watch, self._binding, self._outputs = watch, binding, outputs
-
-    def rebind(self, inputs: Buffers) -> None:
-        self._binding.rebind(inputs)
 
     def run(self) -> None:
         self._binding.run()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jakiro_export.errors import ExportError
-from jakiro_export.tensorrt import device
+from jakiro_runtime.backend import gpu as device
+from jakiro_runtime.errors import EngineError
 
 # Signatures as in the driver API's reference; the attributes of an Orin.
 DRIVER = """
@@ -46,13 +46,13 @@ def driver(folder: Path, init: int = 0, count: int = 1) -> str:
 
 
 def test_no_driver() -> None:
-    with pytest.raises(ExportError, match="no NVIDIA driver.*--ahead-of-time"):
+    with pytest.raises(EngineError, match="no NVIDIA driver.*a machine that has an NVIDIA GPU"):
         device.find("libcuda-of-no-machine.so.1")
 
 
 @pytest.mark.parametrize(("init", "count", "reason"), [(100, 1, "CUDA error 100"), (0, 0, "CUDA_VISIBLE_DEVICES")])
 def test_a_driver_that_shows_no_gpu(tmp_path: Path, init: int, count: int, reason: str) -> None:
-    with pytest.raises(ExportError, match=f"shows no GPU.*{reason}"):
+    with pytest.raises(EngineError, match=f"shows no GPU.*{reason}"):
         device.find(driver(tmp_path, init, count))
 
 
@@ -75,7 +75,7 @@ def test_every_function_it_calls_is_in_the_driver_api() -> None:
 def test_the_gpu_of_this_machine() -> None:
     try:
         found = device.find()
-    except ExportError as error:
+    except EngineError as error:
         pytest.skip(str(error))
     assert found.sm >= 75
     assert 0 < found.free <= found.total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from jakiro_export.errors import ExportError
+from jakiro_runtime.errors import EngineError
 
 # CUdevice_attribute, from the driver API's reference
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
@@ -22,24 +22,23 @@ class Device:
     shared: bool
 
 
-def find(library: str = "libcuda.so.1") -> Device:
-    """The first GPU that CUDA shows this process.
+def find(library: str = "libcuda.so.1", hint: str = "run this on a machine that has an NVIDIA GPU") -> Device:
+    """The first GPU that CUDA shows this process. `hint` ends the sentence where there is none.
 
     Raises:
-        ExportError: there is no driver, or no GPU
+        EngineError: there is no driver, or no GPU
     """
-    hint = "run jakiro-build on the machine with the GPU, or name the GPU with --ahead-of-time, such as sm86"
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
-        raise ExportError(f"There is no NVIDIA driver on this machine ({library} is missing); {hint}.") from None
+        raise EngineError(f"There is no NVIDIA driver on this machine ({library} is missing); {hint}.") from None
     code = cuda.cuInit(0)
     count = ctypes.c_int()
     if code == 0:
         code = cuda.cuDeviceGetCount(ctypes.byref(count))
     if code != 0 or count.value == 0:
         reason = f"CUDA error {code}" if code else "CUDA_VISIBLE_DEVICES may hide it"
-        raise ExportError(f"The NVIDIA driver shows no GPU ({reason}); {hint}.")
+        raise EngineError(f"The NVIDIA driver shows no GPU ({reason}); {hint}.")
     handle, name, context = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     _call(cuda.cuDeviceGet(ctypes.byref(handle), 0))
@@ -63,4 +62,4 @@ def find(library: str = "libcuda.so.1") -> Device:
 
 def _call(code: int) -> None:
     if code != 0:
-        raise ExportError(f"The NVIDIA driver answers with CUDA error {code}; does nvidia-smi work here?")
+        raise EngineError(f"The NVIDIA driver answers with CUDA error {code}; does nvidia-smi work here?")

@@ -1,0 +1,77 @@
+"""A machine with a GPU, made of host memory: what jakiro_runtime's GPU backends do there, step by step."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fake_tensorrt
+import pytest
+from fake_building import built_for
+from fake_cuda import FakeCuda
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
+
+from jakiro_runtime import Engine
+from jakiro_runtime.backend import cuda_memory, gpu
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """The fake GPU, in the place of the real one's driver, runtime and TensorRT."""
+    fake = FakeCuda()
+    bindings = ModuleType("cuda.bindings")
+    bindings.runtime = fake  # type: ignore[attr-defined]
+    for name, module in (("cuda", ModuleType("cuda")), ("cuda.bindings", bindings), ("tensorrt", fake_tensorrt)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(fake_tensorrt, "cuda", fake, raising=False)
+    monkeypatch.setattr(fake_tensorrt, "contexts", [])
+    monkeypatch.setattr(gpu, "find", lambda *_, **__: gpu.Device("A GPU of this test", 87, 8 << 30, 16 << 30, True))
+    return fake
+
+
+@pytest.fixture
+def directory(half_engine: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the half-precision engine, built for the fake GPU."""
+    return built_for(Path(shutil.copytree(half_engine, tmp_path / "engine")), monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def plugin_path() -> Path:
+    """The plugin library's CPU build: its commit kernel is the one of the GPU, from the same source."""
+    import plugin_library
+
+    return Path(plugin_library.build())
+
+
+@pytest.fixture
+def plugin(plugin_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, its launches on the fake GPU's stream."""
+    import ctypes
+
+    load = cuda_memory.load_plugin
+
+    class Queued:
+        def __init__(self, path: Path) -> None:
+            self._library = load(path)
+
+        def jakiro_kv_commit(self, arguments: Any, stream: Any) -> int:
+            copied = type(arguments._obj).from_buffer_copy(arguments._obj)  # as a launch copies its arguments
+            assert stream.value == 0x5EED
+            cuda.enqueue(lambda: self._launch(copied))
+            return 0
+
+        def _launch(self, arguments: Any) -> None:
+            assert self._library.jakiro_kv_commit(ctypes.byref(arguments), None) == 0
+
+    monkeypatch.setattr("jakiro_runtime.backend.tensorrt.load_plugin", Queued)
+    return plugin_path
+
+
+@pytest.fixture(scope="session")
+def reference(half_engine: Path) -> Engine:
+    """The same engine on the CPU, with one thread as the fake TensorRT has."""
+    return Engine.open(half_engine, "onnxruntime", threads=1)
