@@ -46,4 +46,4 @@ def _features(engine: Engine, ids: list[int]) -> np.ndarray:
     call, rows = TargetCall(engine.target, engine.manifest), len(ids)
     places, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
     call.run(np.array(ids)[None], places, mask, np.array([rows]), last_only=True, logits=False)
-    return call.features[0, :rows].copy()
+    return np.asarray(call.features[0, 0, 0, :rows]).copy()

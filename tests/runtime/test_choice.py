@@ -34,15 +34,15 @@ def make_plan(**changes: object) -> TreePlan:
 
 @given(st.lists(st.floats(-9, 0), min_size=12, max_size=12), st.sampled_from([256, 512, 1024, 4096]))
 def test_the_count_is_the_one_that_gains_most(scores: list[float], capacity: int) -> None:
-    plan, best_first = make_plan(), np.sort(scores)[::-1]
+    plan, best_first = make_plan(log_probs=[-8.0, 0.0], acceptance=[0.1, 0.9]), np.sort(scores)[::-1]
     choice = NodeChoice(plan, 12)
     assert choice.counts.tolist() == [0, 2, 3, 5, 7, 11, 12]
-    chances = 0.9 * np.exp(np.maximum(best_first, -8))
+    chances = 0.1 * np.maximum(best_first, -8) + 0.9
 
     def gain(count: int) -> float:
         return float(chances[:count].sum()) - 0.150 * plan.milliseconds(max(2, count + 1), capacity)
 
-    assert gain(choice.count(best_first, capacity)) == pytest.approx(max(map(gain, choice.counts.tolist())), abs=1e-3)
+    assert gain(choice.count(best_first, capacity)) == pytest.approx(max(map(gain, choice.counts.tolist())), abs=1e-9)
 
 
 def test_good_trees_are_verified_whole_and_hopeless_ones_not_at_all() -> None:
