@@ -118,7 +118,7 @@ def test_the_output_is_the_plain_one_whatever_is_verified(
         counts |= set(np.diff(verified).tolist())
         paused += len(seen) - 1 - seen[-1][1]
     assert len(counts) >= 3, "the choice never varied, so nothing was tested"
-    assert (paused > 0) == (plan is GREEDY_PLAN)
+    assert paused > 0 or plan is not GREEDY_PLAN
 
 
 def test_a_round_that_goes_wrong_would_be_noticed(
