@@ -31,6 +31,10 @@ EXPORT_FLAGS ?= --draft-vocab 8192 --depth 3 --top-k 4 --nodes 5
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')
 
+# Workers, and one thread of PyTorch for each: tracing is one thread of Python, and threads that wait for each other are slow
+WORKERS ?= 2
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
 .PHONY: demo bench test test-fast test-gpu lint clean
 
 demo: $(ENGINE)/engine.json
@@ -42,10 +46,10 @@ bench: $(ENGINE)/engine.json
 	@$(BIN)/python tests/plugins/plugin_traffic.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-gpu:
 	@$(PYTHON) -c "import ctypes; ctypes.CDLL('libcuda.so.1')" 2>/dev/null || { echo "Error: There is no NVIDIA driver on this \

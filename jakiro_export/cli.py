@@ -34,10 +34,15 @@ Examples:
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise in fp32 and int8",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
               "of sums, faster at long contexts.")  # fmt: skip
-@click.option("--depth", type=click.IntRange(1, 32), default=5, help="Rounds of the draft phase; the tree is one level "
-              "deeper.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(1, 64), default=8, help="Nodes expanded on each level of the tree.")
-@click.option("--nodes", type=click.IntRange(1, 512), default=31, help="Nodes of the tree that the target verifies.")
+@click.option("--tree", type=click.Choice(["auto"]), default=None, show_default="as --depth, --top-k and --nodes say",
+              help="auto measures on this machine and chooses what gives the most tokens per second; what --depth, --top-k "
+              "or --nodes say is kept. The runtime then verifies as much of a tree as is worth its time.")  # fmt: skip
+@click.option("--depth", type=click.IntRange(1, 32), default=None, show_default="5", help="Rounds of the draft phase; the tree "
+              "is one level deeper.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1, 64), default=None, show_default="8", help="Nodes expanded on each level of the "
+              "tree.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(1, 512), default=None, show_default="31", help="Nodes of the tree that the target "
+              "verifies.")  # fmt: skip
 @click.option("--pairing", type=click.Choice(["parent", "published"]), default="parent", help="Where the last level "
               "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
 @click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all", help="Let the head propose "
@@ -86,9 +91,10 @@ def _run(
     precision: str,
     draft_precision: str | None,
     equality: str | None,
-    depth: int,
-    top_k: int,
-    nodes: int,
+    tree: str | None,
+    depth: int | None,
+    top_k: int | None,
+    nodes: int | None,
     pairing: str,
     draft_vocab: int | None,
     opset: int,
@@ -97,6 +103,7 @@ def _run(
     from jakiro_export.quiet import quiet_libraries
 
     quiet_libraries()
+    from jakiro_export.autotree.choose import Given, widest
     from jakiro_export.errors import UsageError
     from jakiro_export.export import ExportOptions, export
     from jakiro_export.graph.build import GraphOptions
@@ -113,10 +120,19 @@ def _run(
     bitwise = (equality or ("numerical" if precision in halves else "bitwise")) == "bitwise"
     if precision == "bf16" and rest["verify"]:
         raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
-    shape = TreeShape(depth, top_k, nodes, pairing)
+    given = Given(depth, top_k, nodes)
+    if tree == "auto":
+        if precision in halves:
+            raise UsageError(
+                f"--tree auto measures on this machine's CPU, but {precision} engines are for GPUs; give --depth and --nodes."
+            )
+        most = min(top_k or 4, draft_vocab or 4)
+        shape = widest(depth or 2, most, given, pairing)
+    else:
+        shape = TreeShape(depth or 5, top_k or 8, nodes or 31, pairing)
     graphs = GraphOptions(precision, draft_precision, bitwise, opset, shape, draft_vocab)
     report = Report()
-    export(ExportOptions(graphs=graphs, **rest), report)
+    export(ExportOptions(graphs=graphs, auto=given if tree == "auto" else None, **rest), report)
     report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")
     if build and not bitwise and "int8" not in (precision, draft_precision):
         from jakiro_export.build_cli import after_export

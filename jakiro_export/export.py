@@ -9,23 +9,31 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from tokenizers import Tokenizer
 
+from jakiro_export.autotree.choose import Given, choose
+from jakiro_export.autotree.trees import Phase, torch_phase
 from jakiro_export.checkpoint.head import HeadCheckpoint, load_head
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import Target, load_target
 from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
+from jakiro_export.graph.draft import TreeShape
 from jakiro_export.report import Report
-from jakiro_export.verify import Check, check_draft, check_quality, check_target
+from jakiro_export.verify import Check, check_draft, check_quality, check_target, load_draft
 from jakiro_export.writer import DataFiles, data_bytes, save
-from jakiro_runtime.manifest import Draft, Manifest, Model, record
+from jakiro_runtime.backend.onnxruntime import open_graph
+from jakiro_runtime.bench import machine
+from jakiro_runtime.chat import ChatTemplate
+from jakiro_runtime.engine import Engine
+from jakiro_runtime.manifest import Draft, Manifest, Model, TreePlan, record
 
 _PACKAGE = Path(__file__).resolve().parent
 _PROMPT = "Explain in two sentences why the sky is blue, then write a haiku about it."
@@ -33,7 +41,10 @@ _PROMPT = "Explain in two sentences why the sky is blue, then write a haiku abou
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export and how; see `jakiro-export --help`."""
+    """What to export and how; see `jakiro-export --help`.
+
+    auto: choose the tree by measurement; what the user fixed of it. None takes the shape in `graphs`
+    """
 
     draft: str
     target: str
@@ -41,6 +52,7 @@ class ExportOptions:
     graphs: GraphOptions
     max_context: int | None
     verify: bool
+    auto: Given | None = None
 
 
 def export(options: ExportOptions, report: Report) -> list[Check]:
@@ -65,15 +77,22 @@ def export(options: ExportOptions, report: Report) -> list[Check]:
         draft_model = draft_graph(head, target, options.graphs, metadata)
     size = data_bytes(target_model) + data_bytes(draft_model)
     _check_space(options.out, size)
+    plan: TreePlan | None = None
     with _written_whole(options.out) as folder:
-        with report.writing("Writing weights", size) as bar, DataFiles(folder, _advance(bar)) as files:
-            save(target_model, folder / "target.onnx", files)
-            save(draft_model, folder / "draft.onnx", files)
-        del target_model, draft_model
+        with DataFiles(folder) as files:
+            with report.writing("Writing weights", size) as bar:
+                files.progress = _advance(bar)
+                save(target_model, folder / "target.onnx", files)
+                save(draft_model, folder / "draft.onnx", files)
+            del target_model, draft_model
+            _write_tokenizer(target, folder)
+            if options.auto is not None:
+                with report.step("Choosing the tree by measurement"):
+                    options, plan = _choose_tree(folder, target, head, options, files)
+                report.found([("tree", plan.sentence())])
         with report.step("Checking both graphs with onnx.checker"):
             for name in ("target.onnx", "draft.onnx"):
                 onnx.checker.check_model(str(folder / name), full_check=True)
-        _write_tokenizer(target, folder)
         checks: list[Check] = []
         if options.verify:
             with report.step("Comparing ONNX Runtime with torch"):
@@ -85,7 +104,7 @@ def export(options: ExportOptions, report: Report) -> list[Check]:
                     f"{len(failed)} of {len(checks)} checks failed, the first: {failed[0].name} differs by "
                     f"{failed[0].value:.3g}, allowed {failed[0].tolerance:.3g}; nothing was written."
                 )
-        _manifest(folder, target, head, options, checks).write(folder)
+        _manifest(folder, target, head, options, checks, plan).write(folder)
     return checks
 
 
@@ -232,7 +251,46 @@ def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportO
     ]
 
 
-def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions, checks: list[Check]) -> Manifest:
+def _choose_tree(
+    folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions, files: DataFiles
+) -> tuple[ExportOptions, TreePlan]:
+    """Measure, choose and leave that tree's draft graph written; the options that say so."""
+    assert options.auto is not None
+    metadata, opened = _metadata(target, head), open_graph(folder / "target.onnx")
+    manifest, template = _manifest(folder, target, head, options, [], None, records=False), ChatTemplate.read(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    written = tree_shape(head, options.graphs)
+
+    def of(shape: TreeShape) -> ExportOptions:
+        return replace(options, graphs=replace(options.graphs, shape=shape))
+
+    def write(shape: TreeShape) -> Engine:
+        nonlocal written
+        if shape != written:
+            save(draft_graph(head, target, of(shape).graphs, metadata), folder / "draft.onnx", files)
+            written = shape
+        draft = replace(manifest.draft, depth=shape.depth, top_k=shape.top_k, nodes=shape.nodes)
+        return Engine(replace(manifest, draft=draft), opened, open_graph(folder / "draft.onnx"), tokenizer, template)
+
+    def eager(shape: TreeShape) -> Phase:
+        sizes = (head.config.kv_heads, head.config.head_dim, shape.depth + 1)
+        return torch_phase(load_draft(head, target, of(shape).graphs), *sizes)
+
+    proposed = manifest.draft.draft_vocab or manifest.model.vocab_size
+    shape, plan = choose(write, eager, written, options.auto, proposed, head.config.star)
+    place = machine.describe(None)
+    return of(shape), replace(plan, measured={"cpu": place["cpu"], "threads": place["threads"], **plan.measured})
+
+
+def _manifest(
+    folder: Path,
+    target: Target,
+    head: HeadCheckpoint,
+    options: ExportOptions,
+    checks: list[Check],
+    plan: TreePlan | None,
+    records: bool = True,
+) -> Manifest:
     config: Any = target.config
     graphs, shape = options.graphs, tree_shape(head, options.graphs)
     token_map = draft_token_map(head, graphs.draft_vocab)
@@ -264,9 +322,10 @@ def _manifest(folder: Path, target: Target, head: HeadCheckpoint, options: Expor
         precision={"target": graphs.precision, "draft": graphs.draft_precision},
         equality="bitwise" if graphs.bitwise else "numerical",
         graphs={"target": "target.onnx", "draft": "draft.onnx"},
-        files={file.name: record(file) for file in sorted(folder.iterdir())},
+        files={file.name: record(file) for file in sorted(folder.iterdir())} if records else {},
         versions={name: importlib.metadata.version(name) for name in packages},
         source={**_metadata(target, head), "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
         checks=[check.as_dict() for check in checks],
+        tree=plan,
         extra={"opset": graphs.opset},
     )

@@ -25,8 +25,9 @@ class DataFiles:
     Use as a context manager; files are closed, and flushed to disk, at the end.
     """
 
-    def __init__(self, folder: Path, progress: Progress = lambda count: None) -> None:
-        self.folder, self._progress = folder, progress
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.progress: Progress = lambda count: None  # called with bytes just written
         self._descriptors: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         self._places: dict[Weight, tuple[str, int, int]] = {}
@@ -50,7 +51,7 @@ class DataFiles:
         length = write(weight, self._descriptors[location], offset)
         self._ends[location] = offset + length
         self._places[weight] = (location, offset, length)
-        self._progress(length)
+        self.progress(length)
         return self._places[weight]
 
 

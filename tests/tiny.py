@@ -34,7 +34,7 @@ def make_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def make_target(folder: Path, seed: int = 0, layers: int = 2, **config: object) -> Path:
+def make_target(folder: Path, seed: int = 0, layers: int = 3, **config: object) -> Path:
     """A random Llama of some 100 k parameters, saved as transformers saves it."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -126,7 +126,7 @@ def make_engine(out: Path, target: Path, head: Path, **settings: object) -> Path
     shape = TreeShape(**take({"depth": 3, "top_k": 4, "nodes": 12, "pairing": "parent"}))
     graphs = take({"precision": "fp32", "draft_precision": None, "bitwise": True, "opset": 23, "draft_vocab": None})
     graphs["draft_precision"] = graphs["draft_precision"] or graphs["precision"]
-    rest = take({"max_context": None, "verify": True})
+    rest = take({"max_context": None, "verify": True, "auto": None})
     assert not settings, f"unknown settings {settings}"
     options = ExportOptions(str(head), str(target), out, GraphOptions(shape=shape, **graphs), **rest)
     export(options, Report(Console(quiet=True)))

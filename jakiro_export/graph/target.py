@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, Cache, PreTrainedConfig
 
 from jakiro_export.errors import ExportError
-from jakiro_export.graph import operators
+from jakiro_export.graph import operators, repeat
 from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
 
 ATTENTION = "jakiro_two_part"
@@ -260,14 +261,27 @@ def _is_plain_rotary(rotate: Any) -> bool:
         return False
 
 
-def trace(model: nn.Module, opset: int, bitwise: bool) -> Any:
+def trace(model: nn.Module, opset: int, bitwise: bool) -> ir.Model:
     """The target's ONNX graph, without weight values: initializers carry the parameters' names.
 
     Returns:
-        onnx_ir.Model with the contract's inputs, outputs and axis names
+        the contract's inputs, outputs and axis names. Layers that differ in nothing but their weights are traced once.
     """
+    graph = TargetGraph(model, bitwise)
     config: Any = model.config
-    graph = TargetGraph(model, bitwise).eval()
+    found, count = repeat.layer_list(model), config.num_hidden_layers
+    if found is None or count <= repeat.TRACED or not repeat.are_alike(found[1]):
+        return _trace(graph, opset)
+    short = build_meta(repeat.shortened(config), next(model.parameters()).dtype)
+    traced = _trace(TargetGraph(short, bitwise), opset)
+    repeat.repeat_last_layer(traced, f"model.{found[0]}", count)
+    return traced
+
+
+def _trace(graph: TargetGraph, opset: int) -> ir.Model:
+    graph.eval()
+    model: Any = graph.model
+    config, bitwise = model.config, graph.bitwise
     layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = next(model.parameters()).dtype

@@ -50,14 +50,14 @@ def generate(
     started = time.perf_counter()
     gained = decoder.prefill(answers)
     prefilled = time.perf_counter()
-    before = (decoder.draft_seconds, decoder.target_seconds)
+    before = decoder.seconds
     active = list(range(len(answers)))  # the answer in each row of the batch
     while True:
         for number, chosen in zip(active, gained, strict=True):
             results[number].add(answers[number].take(chosen))
             stats = answers[number].stats
             stats.prefill = stats.first_token = prefilled - started
-            stats.draft, stats.target = decoder.draft_seconds - before[0], decoder.target_seconds - before[1]
+            stats.draft, stats.target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
             stats.host = time.perf_counter() - prefilled - stats.draft - stats.target
         staying = [row for row, number in enumerate(active) if not answers[number].finish_reason]
         if not staying:

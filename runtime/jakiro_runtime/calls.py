@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from jakiro_runtime.cache import KVCache, RowStore
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.manifest import Manifest
 
-_KEPT = 6  # bound shapes kept for re-use
+_KEPT = 24  # bound shapes kept for re-use, those used last
 
 
 class _Shaped:
@@ -29,7 +30,13 @@ class _Shaped:
         self.new_keys, self.new_values, scratch = cache.scratch(features.shape[3])
         hidden = {"hidden_states": features[0, :, 0]}
         read, written = (hidden, {}) if given else ({}, hidden)
-        self.binding: Binding = graph.bind({**inputs, **read, **cache.inputs()}, {**outputs, **written, **scratch})
+        self._binding: Binding = graph.bind({**inputs, **read, **cache.inputs()}, {**outputs, **written, **scratch})
+
+    def run(self) -> float:
+        """Run the graph; the seconds it took."""
+        started = time.perf_counter()
+        self._binding.run()
+        return time.perf_counter() - started
 
 
 class TargetCall:
@@ -37,6 +44,8 @@ class TargetCall:
 
     One row alone takes other matrix kernels than several do, so calls are padded to two rows: a row's result is then the same
     bit for bit in any call. Padding sees itself alone and is seen by nobody.
+
+    seconds: spent in the graph so far
     """
 
     def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1, memory: Memory | None = None) -> None:
@@ -46,11 +55,15 @@ class TargetCall:
         dtypes = (graph.inputs["past_key.0"], graph.inputs["past_value.0"])
         self.cache = KVCache(names, model.num_kv_heads, model.head_dim, dtypes, batch, self._memory)
         self._graph, self._model = graph, model
+        self.seconds = 0.0
         self._shaped: dict[tuple[int, int, bool], _Shaped] = {}
         self._current: _Shaped | None = None
 
     def _shape(self, rows: int, selected: int, logits: bool) -> _Shaped:
-        if (rows, selected, logits) not in self._shaped:
+        key = (rows, selected, logits)
+        if key in self._shaped:
+            self._shaped[key] = self._shaped.pop(key)  # the last one used comes last
+        else:
             if len(self._shaped) >= _KEPT:
                 self._shaped.pop(next(iter(self._shaped)))
             batch, memory = len(self.cache.lengths), self._memory
@@ -66,8 +79,8 @@ class TargetCall:
             if logits:
                 outputs["logits"] = memory.zeros((batch, selected, model.vocab_size), self._graph.outputs["logits"])
             features = memory.zeros((1, batch, 1, rows, model.hidden_size), self._graph.outputs["hidden_states"])
-            self._shaped[rows, selected, logits] = _Shaped(self._graph, self.cache, inputs, outputs, features, False)
-        return self._shaped[rows, selected, logits]
+            self._shaped[key] = _Shaped(self._graph, self.cache, inputs, outputs, features, False)
+        return self._shaped[key]
 
     def run(
         self, tokens: np.ndarray, depths: np.ndarray, mask: np.ndarray, counts: np.ndarray, last_only: bool, logits: bool
@@ -96,7 +109,7 @@ class TargetCall:
         inputs["past_length"][:] = self.cache.lengths
         last = np.maximum(counts - 1, 0)[:, None]
         inputs["logit_rows"][:] = last if last_only else np.minimum(np.arange(padded), last)
-        shaped.binding.run()
+        self.seconds += shaped.run()
 
     @property
     def next_tokens(self) -> Array:
@@ -132,6 +145,7 @@ class DraftCall:
     """The drafting phase over the rows that were just accepted.
 
     features: the target's, of accepted rows that nothing was drafted behind yet; they never leave the backend's memory
+    seconds: spent in the graph so far
     """
 
     def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1, memory: Memory | None = None) -> None:
@@ -141,6 +155,7 @@ class DraftCall:
         self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch, self._memory)
         self.features = RowStore(self._memory, 1, batch, 1, hidden, [graph.inputs["hidden_states"]])
         self._graph, self._draft = graph, draft
+        self.seconds = 0.0
         self._shaped: dict[int, _Shaped] = {}
 
     def _shape(self, rows: int) -> _Shaped:
@@ -204,7 +219,7 @@ class DraftCall:
         inputs["past_length"][:] = self.cache.lengths
         rows = [range(first, first + len(after)) for first, after in zip(firsts, tokens, strict=True)]
         self._memory.append([(self.features.arrays[0], shaped.features)], rows, [0] * len(rows))
-        shaped.binding.run()
+        self.seconds += shaped.run()
         self.cache.commit(shaped.new_keys, shaped.new_values, [range(len(after)) for after in tokens])
         outputs = shaped.outputs
         return np.asarray(outputs["tree_tokens"]), np.asarray(outputs["tree_parents"]), outputs["tree_scores"]

@@ -44,7 +44,8 @@ Examples:
 @click.option("--regex", default=None, help="The answer matches this regular expression.")
 @click.option("--grammar", default=None, metavar="LARK", help="The answer follows this grammar (llguidance's Lark).")
 @click.option("--speculation/--no-speculation", default=True, help="Draft and verify trees, or decode with the target alone.")
-@click.option("--nodes", type=click.IntRange(1), default=None, show_default="all", help="Verify only the best N nodes of a tree.")
+@click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
+              help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
 @click.option("--stats", type=click.Choice(["line", "json", "none"]), default="line", help="Figures after an answer.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine: onnxruntime (CPU), "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from jakiro_runtime.answer import Answer
 from jakiro_runtime.backend import Array
 from jakiro_runtime.calls import DraftCall, TargetCall
+from jakiro_runtime.choice import NodeChoice
 from jakiro_runtime.sampling import Constraint
 from jakiro_runtime.tree import best_nodes, closed, fill_mask, walk
 
@@ -37,9 +37,8 @@ class Decoder:
     Args:
         speculate: False decodes with the target alone, in the same loop with empty trees
         chunk: rows of a prompt that are processed in one call
-        nodes: verify only the best so many nodes of the tree that the engine drafts
-
-    target_seconds, draft_seconds: time spent in the graphs so far
+        nodes: verify only the best so many nodes of the tree that the engine drafts; None verifies as many as are worth their
+            rows where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
     """
 
     def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None) -> None:
@@ -47,11 +46,20 @@ class Decoder:
         self.target = TargetCall(engine.target, engine.manifest, batch, memory)
         self.draft = DraftCall(engine.draft, engine.manifest, batch, memory) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
-        self.target_seconds = self.draft_seconds = 0.0
         self._chunk, self._nodes = chunk, nodes
-        rows = engine.manifest.draft.nodes + 1
-        self._mask, self._depths = np.zeros((batch, rows, rows), bool), np.zeros((batch, rows), np.int64)
-        self._tokens = np.zeros((batch, rows), np.int64)
+        plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
+        self._choice = NodeChoice(plan, drafted) if plan and speculate and nodes is None and batch == 1 else None
+        full = 1 + min(nodes or drafted, drafted)
+        # the numbers of rows that are called: few, since each is bound once. What falls between them is padded
+        chosen = range(_ROW_STEP, full, _ROW_STEP) if self._choice is None else 1 + self._choice.counts
+        self._sizes = [*sorted({1, *map(int, chosen), full})]
+        self._mask, self._depths = np.zeros((batch, full, full), bool), np.zeros((batch, full), np.int64)
+        self._tokens = np.zeros((batch, full), np.int64)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Spent in the draft graph and in the target graph so far."""
+        return self.draft.seconds if self.draft else 0.0, self.target.seconds
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget what the caches hold of a sequence from `length` on."""
@@ -72,6 +80,8 @@ class Decoder:
 
     def prefill(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
+        if self._choice:
+            self._choice.start()
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
         if self.draft:
@@ -86,16 +96,16 @@ class Decoder:
                 tokens[number, : stop - start] = waiting[number][start:stop]
             depths = np.broadcast_to(np.arange(width), tokens.shape)
             mask = np.broadcast_to(np.tri(width, dtype=bool), (len(answers), width, width))
-            self._run_target(tokens, depths, mask, counts, True, logits and spans is calls[-1])
+            self.target.run(tokens, depths, mask, counts, True, logits and spans is calls[-1])
             self._accept([range(count) for count in counts.tolist()])
         return [[self._choose(answer, number, logits, 0, [])] for number, answer in enumerate(answers)]
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Draft, verify and commit; the tokens each answer gained: what it accepted of its tree, and one more."""
-        trees = self._grow(answers)
+        drafting = self.draft is not None and (self._choice is None or self._choice.drafts())
+        trees = self._grow(answers) if drafting else [_NO_TREE] * len(answers)
         nodes = max(len(tree.tokens) for tree in trees)
-        full = self._mask.shape[1] if self._nodes is None else min(self._nodes + 1, self._mask.shape[1])
-        rows = nodes + 1 if nodes + 1 in (1, full) else min(full, -(-(nodes + 1) // _ROW_STEP) * _ROW_STEP)
+        rows = next(size for size in self._sizes if size > nodes)
         batch = len(answers)
         tokens, depths = self._tokens[:batch, :rows], self._depths[:batch, :rows]
         mask = self._mask[:batch, :rows, :rows]
@@ -105,14 +115,16 @@ class Decoder:
             tokens[number, 0], tokens[number, 1:count] = answer.tokens[-1], tree.tokens
             fill_mask(tree.parents, mask[number], depths[number])
         logits = self._needs_logits(answers)
-        self._run_target(tokens, depths, mask, counts, False, logits)
+        self.target.run(tokens, depths, mask, counts, False, logits)
         kept, gained = [], []
         for number, (answer, tree) in enumerate(zip(answers, trees, strict=True)):
             path, chosen = walk(*tree, partial(self._choose, answer, number, logits))
-            answer.stats.count_round(len(path) - 1)
+            answer.stats.count_round(len(path) - 1, len(tree.tokens), drafting)
             kept.append(path)
             gained.append(chosen)
-        self._accept(kept)
+        if self._choice and drafting:
+            self._choice.note(len(trees[0].tokens), len(kept[0]) - 1, self.target.cache.capacity)
+        self._accept(kept)  # where nothing was drafted, the next draft continues from these rows too
         return gained
 
     def _accept(self, rows: Sequence[Sequence[int]]) -> None:
@@ -123,13 +135,11 @@ class Decoder:
 
     def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
-        if self.draft is None:
-            return [_NO_TREE] * len(answers)
-        started = time.perf_counter()
+        assert self.draft is not None
         accepted = zip(answers, self.draft.cache.lengths.tolist(), self.draft.features.lengths.tolist(), strict=True)
         after = [answer.tokens[first + 1 : first + 1 + rows] for answer, first, rows in accepted]  # behind each feature
-        few = self.levels + 1
-        width = few if max(map(len, after)) <= few else self._chunk
+        few, longest = self.levels + 1, max(map(len, after))
+        width = next((size for size in (few, 2 * few, 4 * few) if longest <= size), self._chunk)
         for spans in _spans([len(ids) for ids in after], width):
             drafted = self.draft.run(
                 [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)],
@@ -137,25 +147,19 @@ class Decoder:
                 width,
             )
         self.draft.features.lengths[:] = 0
-        self.draft_seconds += time.perf_counter() - started
         tokens, parents, scores = drafted
         return [self._prune(tokens[n], parents[n], scores[n], answer.sampler.constraint) for n, answer in enumerate(answers)]
 
     def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: Array, constraint: Constraint | None) -> _Tree:
         """The part of a tree worth verifying: the best nodes, and of these what the constraint allows."""
-        if self._nodes is not None and self._nodes < len(tokens):
-            kept = best_nodes(np.asarray(scores), parents, self._nodes)
-            tokens, parents = closed(tokens, parents, kept)
+        count = self._nodes
+        if self._choice:
+            count = self._choice.count(-np.sort(-np.asarray(scores)), self.target.cache.capacity)
+        if count is not None and count < len(tokens):
+            tokens, parents = closed(tokens, parents, best_nodes(np.asarray(scores), parents, count))
         if constraint is not None:
             tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
         return _Tree(tokens, parents)
-
-    def _run_target(
-        self, tokens: np.ndarray, depths: np.ndarray, mask: np.ndarray, counts: np.ndarray, last_only: bool, logits: bool
-    ) -> None:
-        started = time.perf_counter()
-        self.target.run(tokens, depths, mask, counts, last_only, logits)
-        self.target_seconds += time.perf_counter() - started
 
     @staticmethod
     def _needs_logits(answers: Sequence[Answer]) -> bool:

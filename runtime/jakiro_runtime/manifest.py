@@ -16,6 +16,7 @@ NAME = "engine.json"
 SCHEMA = 1
 EXPORT_AGAIN = "export it again, or copy the whole directory again"
 _BLOCK = 1 << 22
+_PARTS = ("model", "draft", "tree")  # objects whose unknown keys are kept, too
 
 Progress = Callable[[str, int], None]
 """Called with a file's name and a count of bytes just read."""
@@ -61,6 +62,62 @@ class Draft:
 
 
 @dataclass
+class TreePlan:
+    """What `jakiro-export --tree auto` measured and expects; times in milliseconds, of one sequence on one machine.
+
+    rows: numbers of rows of a target pass, ascending
+    target_ms: a pass of each of them, by the capacity of the cache (slots, as text)
+    draft_ms: the draft phase
+    host_ms: a round outside both
+    log_probs, acceptance: how often the target took a drafted node of this cumulative log-probability; both ascending
+    expected: tau, tokens_per_second, plain_tokens_per_second, speedup, round_ms and nodes_per_round, on the calibration answers
+    shape: what was chosen: depth, top_k and nodes
+    considered: the shapes that were compared, best first
+    measured: on what: processor, threads, and how many answers and tokens
+    """
+
+    rows: list[int]
+    target_ms: dict[str, list[float]]
+    draft_ms: float
+    log_probs: list[float]
+    acceptance: list[float]
+    expected: dict[str, float]
+    host_ms: float = 0.0
+    shape: dict[str, int] = field(default_factory=dict)
+    considered: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def capacities(self) -> list[int]:
+        """The cache capacities that were measured, ascending."""
+        return sorted(map(int, self.target_ms))
+
+    def sentence(self) -> str:
+        """The choice and the expectation in words."""
+        shape, figures = self.shape, self.expected
+        return (
+            f"depth {shape['depth']}, top-k {shape['top_k']}, {shape['nodes']} nodes, {figures['nodes_per_round']:.1f} of them a "
+            f"round; expected are tau {figures['tau']:.2f} and {figures['tokens_per_second']:.1f} tokens/s, "
+            f"{figures['speedup']:.2f} times plain"
+        )
+
+    def milliseconds(self, rows: int, capacity: int) -> float:
+        """A target pass, between what was measured and beyond: linear in rows and in capacity."""
+        capacities = self.capacities
+        at = [_line(rows, self.rows, self.target_ms[str(slots)]) for slots in capacities]
+        return _line(capacity, capacities, at)
+
+
+def _line(x: float, xs: list[int], ys: list[float]) -> float:
+    """Linear interpolation, continued beyond the ends; xs ascending."""
+    if len(xs) == 1:
+        return ys[0]
+    right = min(max(1, sum(each < x for each in xs)), len(xs) - 1)
+    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + share * (ys[right] - ys[right - 1])
+
+
+@dataclass
 class FileRecord:
     """One file of the directory, by size and SHA-256."""
 
@@ -74,6 +131,7 @@ class Manifest:
 
     equality: "bitwise" where plain and speculative decoding agree bit for bit, else "numerical"
     files: every other file of the directory, by relative path
+    tree: how the tree was chosen; None where the user gave its shape
     """
 
     model: Model
@@ -85,6 +143,7 @@ class Manifest:
     versions: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    tree: TreePlan | None = None
     schema: int = SCHEMA
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -129,9 +188,13 @@ class Manifest:
                 "draft": _known(Draft, data["draft"]),
                 "files": {name: _known(FileRecord, record) for name, record in data["files"].items()},
             }
+            if data.get("tree") is not None:
+                known["tree"] = _known(TreePlan, data["tree"])
             names = {f.name for f in fields(Manifest)} - {"extra"}
             extra = {key: value for key, value in data.items() if key not in names}
-            for part in ("model", "draft"):
+            for part in _PARTS:
+                if not isinstance(data.get(part), dict):
+                    continue
                 surplus = {key: value for key, value in data[part].items() if not hasattr(known[part], key)}
                 if surplus:
                     extra[f"{part}+"] = surplus
@@ -143,8 +206,11 @@ class Manifest:
         """The JSON object, unknown keys in their places."""
         data = asdict(self)
         extra = data.pop("extra")
-        for part in ("model", "draft"):
-            data[part].update(extra.pop(f"{part}+", {}))
+        if self.tree is None:
+            del data["tree"]
+        for part in _PARTS:
+            if part in data:
+                data[part].update(extra.pop(f"{part}+", {}))
         return {"schema": data.pop("schema"), **data, **extra}
 
     def write(self, directory: str | os.PathLike[str]) -> None:

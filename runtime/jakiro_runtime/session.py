@@ -72,12 +72,12 @@ class Session:
         self.tokens = answer.tokens
         chosen = decoder.prefill([answer])[0]
         stats.prefill = stats.first_token = clock() - started
-        resumed, before = clock(), (decoder.draft_seconds, decoder.target_seconds)
+        resumed, before = clock(), decoder.seconds
         while True:
             event = answer.take(chosen)
             if event.finish_reason:  # what was accepted beyond the end is forgotten
                 decoder.truncate(0, len(answer.tokens) - 1)
-            stats.draft, stats.target = decoder.draft_seconds - before[0], decoder.target_seconds - before[1]
+            stats.draft, stats.target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
             stats.host = clock() - resumed - stats.draft - stats.target
             paused = clock()
             yield event

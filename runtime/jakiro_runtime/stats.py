@@ -11,6 +11,8 @@ class Stats:
     """Counts and times of one answer; times in seconds.
 
     rounds: target passes after the prompt
+    drafts: rounds that drafted a tree
+    verified: tree nodes that the target verified, over all rounds
     accepted: how many rounds accepted at least n tree tokens, for n = 1, 2, ...
     host: everything outside the two graph calls, after the prompt: masks, walk, commit, detokenising
     """
@@ -19,6 +21,8 @@ class Stats:
     reused_tokens: int = 0
     new_tokens: int = 0
     rounds: int = 0
+    drafts: int = 0
+    verified: int = 0
     accepted: list[int] = field(default_factory=list)
     prefill: float = 0.0
     first_token: float = 0.0
@@ -26,9 +30,11 @@ class Stats:
     target: float = 0.0
     host: float = 0.0
 
-    def count_round(self, accepted: int) -> None:
-        """Note a round that accepted so many tree tokens."""
+    def count_round(self, accepted: int, nodes: int, drafted: bool) -> None:
+        """Note a round that accepted so many of the nodes that it verified."""
         self.rounds += 1
+        self.drafts += drafted
+        self.verified += nodes
         self.accepted += [0] * (accepted - len(self.accepted))
         for level in range(accepted):
             self.accepted[level] += 1
@@ -56,6 +62,8 @@ class Stats:
             "reused_tokens": self.reused_tokens,
             "new_tokens": self.new_tokens,
             "rounds": self.rounds,
+            "drafts": self.drafts,
+            "nodes_per_round": round(self.verified / rounds, 3),
             "tau": round(self.tau, 4),
             "accepted_per_depth": [round(count / rounds, 4) for count in self.accepted],
             "tokens_per_second": round(self.tokens_per_second, 2),

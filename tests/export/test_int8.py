@@ -32,12 +32,6 @@ def test_weights_are_rounded_by_channel() -> None:
     assert (back[3] == 0).all()
 
 
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "engine"
-    return tiny.make_engine(out, tiny_target, tiny_head, precision="int8", verify=False)
-
-
 def differs(engine: Engine) -> bool:
     """Whether speculation changes a logit of any of some answers."""
     for seed in range(5):
@@ -51,12 +45,12 @@ def differs(engine: Engine) -> bool:
     return False
 
 
-def test_every_product_is_in_bytes_and_a_row_is_its_own(int8: Path) -> None:
-    kinds = [node.op_type for node in onnx.load(int8 / "target.onnx", load_external_data=False).graph.node]
-    layers = 2
+def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:
+    kinds = [node.op_type for node in onnx.load(tiny_int8 / "target.onnx", load_external_data=False).graph.node]
+    layers = 3
     assert kinds.count("MatMulInteger") == 4 * layers + 1  # q k v, o, gate up, down; logits
     assert kinds.count("ReduceMax") >= 4 * layers + 1
-    engine = Engine.open(int8)
+    engine = Engine.open(tiny_int8)
     assert engine.manifest.bitwise
     assert engine.manifest.precision == {"target": "int8", "draft": "int8"}
     assert not differs(engine)

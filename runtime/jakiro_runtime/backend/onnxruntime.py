@@ -29,13 +29,14 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
     Raises:
         EngineError: onnxruntime is not installed, or it refuses a file
     """
-    ort = load("onnxruntime")
-    settings = session_options(ort, options.threads)
-    target, draft = (
-        OnnxRuntimeGraph(open_session(ort, folder / manifest.graphs[graph], settings, ["CPUExecutionProvider"]))
-        for graph in ("target", "draft")
-    )
+    target, draft = (open_graph(folder / manifest.graphs[graph], options.threads) for graph in ("target", "draft"))
     return Opened(target, draft)
+
+
+def open_graph(file: Path, threads: int | None = None) -> OnnxRuntimeGraph:
+    """Open one ONNX file on the CPU. Raises EngineError as `open_graphs` does."""
+    ort = load("onnxruntime")
+    return OnnxRuntimeGraph(open_session(ort, file, session_options(ort, threads), ["CPUExecutionProvider"]))
 
 
 def load(package: str) -> Any:

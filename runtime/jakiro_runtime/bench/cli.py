@@ -48,9 +48,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--warmup", type=click.IntRange(0), default=1, help="Answers of each contender that are not measured.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine; as jakiro-run's.")
 @click.option("--threads", type=click.IntRange(1), default=None, show_default="physical cores", help="CPU threads, for all.")
-@click.option("--nodes", type=click.IntRange(1), default=None, show_default="all", help="Verify only the best N nodes of a tree.")
+@click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
+              help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", "--no-chat", "raw", is_flag=True, help="Give prompts to the model without its chat template.")
 @click.option("--cost/--no-cost", default=True, help="Time target passes by rows and context as well.")
+@click.option("--profile", is_flag=True, help="Say where the time outside the graphs goes, function by function.")
 @click.option("--compare", default="", metavar="LIST", help="Peers: llama.cpp, onnxruntime-genai, openvino; with commas.")
 @click.option("--peer-model", type=_PeerModel(), multiple=True, metavar="NAME=PATH", help="A peer's model; may be repeated.")
 @click.option("--json", "json_file", default=None, metavar="FILE", help="Write the report here; - is standard output.")
@@ -118,7 +120,8 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     from jakiro_runtime.bench import cost, machine, peers
     from jakiro_runtime.bench.contenders import Contender, Ours
     from jakiro_runtime.bench.measure import conversation, measure
-    from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, peer_figures, report
+    from jakiro_runtime.bench.profile import host_profile
+    from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, peer_figures, report, tree_choice
     from jakiro_runtime.bench.watch import Watch
     from jakiro_runtime.engine import Engine
     from jakiro_runtime.errors import UsageError
@@ -128,7 +131,7 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     load = machine.load_average()
     limit, room = settings["max_new_tokens"], engine.manifest.model.max_context
     described = machine.describe(settings["threads"])
-    watch = Watch(engine.draft, settings["nodes"])
+    watch = Watch(engine.draft)
     watched = Engine(engine.manifest, engine.target, watch, engine.tokenizer, engine.template)
     speculative = Ours(SPECULATIVE, watched.session(nodes=settings["nodes"]), watch)
     plain = Ours(PLAIN, engine.session(speculate=False))
@@ -155,13 +158,18 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
         raise UsageError("Every answer ended with its first token, so there is nothing to time; give other prompts.")
     data = report(run, speculative)
     detail = data["detail"]
+    if engine.manifest.tree and not settings["nodes"]:
+        detail["tree_choice"] = tree_choice(engine.manifest.tree, data)
+    if settings["profile"]:
+        asked = run.turns[0].ids
+        detail["host_profile"] = host_profile(engine.session(nodes=settings["nodes"]), asked, limit)
     detail["peak_memory_mb"] = machine.peak_memory_mb()
     detail["peak_memory_of"] = [contender.name for contender in contenders]
     if settings["cost"]:
         with _progress("Timing target passes", len(cost.PASTS) * 8) as advance:
             detail["cost_by_rows"] = cost.cost_by_rows(engine, progress=advance)
         speed = cost.read_speed(described["threads"])
-        rows = (settings["nodes"] or engine.manifest.draft.nodes) + 1
+        rows = round(detail["nodes_per_round"]) + 1
         detail["long_context"] = cost.long_context(detail["cost_by_rows"], rows, speed)
     if names or settings["peer_model"]:
         found = peer_figures(run, [peer.name for peer in others])
@@ -184,7 +192,8 @@ def _settings(engine: Engine, prompts: int, settings: dict[str, Any]) -> dict[st
         "engine": str(settings["engine"]),
         "precision": ", ".join(f"{part} {kind}" for part, kind in manifest.precision.items()),
         "equality": manifest.equality,
-        "tree": {"depth": draft.depth, "top_k": draft.top_k, "nodes": settings["nodes"] or draft.nodes},
+        "tree": {"depth": draft.depth, "top_k": draft.top_k, "nodes": draft.nodes},
+        "nodes": settings["nodes"],
         "draft_vocab": draft.draft_vocab,
         "prompts": str(settings["prompts"]),
         "prompt_count": prompts,

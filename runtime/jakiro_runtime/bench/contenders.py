@@ -50,9 +50,12 @@ class Ours:
     def answer(self, prompt: Sequence[int], limit: int) -> Answer:
         tokens: list[int] = []
         text: list[str] = []
+        before = 0
         for event in self.session.generate(prompt, limit):  # the session's clock stands while we look at an event
-            if tokens and self.watch and self.watch.tree:
-                self.ranks.count(self.watch.tree, event.tokens)
+            verified = self.session.stats.verified
+            if tokens and self.watch:
+                self.ranks.count(self.watch.tree(verified - before), event.tokens)
+            before = verified
             tokens += event.tokens
             text.append(event.text)
         stats = self.session.stats

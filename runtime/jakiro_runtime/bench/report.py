@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from jakiro_runtime.bench.contenders import Answer, Ours
 from jakiro_runtime.bench.figures import rate, summary
 from jakiro_runtime.bench.measure import Run, Turn
+from jakiro_runtime.manifest import TreePlan
 from jakiro_runtime.stats import Stats
 
 SPECULATIVE, PLAIN = "speculative", "plain"
@@ -41,6 +43,8 @@ def report(run: Run, speculative: Ours) -> dict[str, Any]:
             "differences": differences,
             "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.left_out],
             "acceptance": _acceptance(stats, speculative),
+            "nodes_per_round": _ratio(sum(each.verified for each in stats), sum(each.rounds for each in stats)),
+            "drafts_per_round": _ratio(sum(each.drafts for each in stats), sum(each.rounds for each in stats)),
             "round_ms": rounds[SPECULATIVE],
             "plain_step_ms": rounds[PLAIN],
             "round_in_plain_steps": _ratio(rounds[SPECULATIVE]["total_ms"]["median"], step),
@@ -51,6 +55,19 @@ def report(run: Run, speculative: Ours) -> dict[str, Any]:
             "benchmarks": _groups(run.turns, lambda turn: turn.prompt.benchmark or "(none)"),
         },
     }
+
+
+def tree_choice(plan: TreePlan, data: dict[str, Any]) -> dict[str, Any]:
+    """What `--tree auto` expected beside what was reached, and what it expected it from."""
+    reached = {
+        "tau": data["tau"],
+        "tokens_per_second": data["tokens_per_second"],
+        "plain_tokens_per_second": data["plain_tokens_per_second"],
+        "speedup": data["speedup"],
+        "round_ms": data["detail"]["round_ms"]["total_ms"]["median"],
+        "nodes_per_round": data["detail"]["nodes_per_round"],
+    }
+    return {"reached": reached, **asdict(plan)}
 
 
 def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,8 @@ def show(data: dict[str, Any], console: Console) -> None:
     console.print(_acceptance(data["detail"]["acceptance"]))
     if data["detail"].get("cost_by_rows"):
         console.print(_cost(data["detail"]["cost_by_rows"]))
+    if data["detail"].get("host_profile"):
+        console.print(_profile(data["detail"]["host_profile"]))
     if data["detail"].get("peers"):
         console.print(_peers(data["detail"]["peers"]))
     for line in sentences(data):
@@ -33,6 +35,14 @@ def sentences(data: dict[str, Any]) -> list[str]:
         )
     for left in detail.get("peers_left_out", []):
         lines.append(f"{left['name']}: {left['reason']}")
+    if choice := detail.get("tree_choice"):
+        expected, reached = choice["expected"], choice["reached"]
+        shape = "depth {depth}, top-k {top_k}, {nodes} nodes".format(**choice["shape"])
+        lines.append(
+            f"The tree ({shape}) was chosen by measurement: tau {expected['tau']:.2f} and "
+            f"{expected['tokens_per_second']:.1f} tokens/s, {expected['speedup']:.2f} times plain, were expected; reached are "
+            f"{reached['tau']:.2f}, {reached['tokens_per_second']:.1f} and {reached['speedup']:.2f}."
+        )
     if detail["left_out"]:
         lines.append(f"{len(detail['left_out'])} conversations were cut where they no longer fit the context.")
     load = [value for value in machine.get("load_average", []) if value is not None]
@@ -78,6 +88,7 @@ def _speed(data: dict[str, Any]) -> Table:
         digits = 2 if name.startswith("host") else 1
         table.add_row(name, _spread(ours, digits), _spread(plain, digits))
     table.add_row("tau, tokens per target pass", f"{data['tau']:.2f}", "1.00")
+    table.add_row("nodes verified, a round", f"{detail['nodes_per_round']:.1f}", "")
     if detail.get("peak_memory_mb"):
         table.add_row("peak resident memory, MB, both", f"{detail['peak_memory_mb']:.0f}", "")
     return table
@@ -105,6 +116,14 @@ def _cost(costs: list[dict[str, Any]]) -> Table:
     for cost in costs:
         cells = [f"{cost['ms'][count]['median']:.1f}" for count in rows]
         table.add_row(str(cost["past"]), *cells, f"{cost['bytes_read'] / 1e6:.0f}")
+    return table
+
+
+def _profile(profile: dict[str, Any]) -> Table:
+    table = _table(f"Outside the graphs, over {profile['rounds']} rounds, under a profiler", "", "calls a round", "µs a round")
+    for entry in profile["functions"]:
+        table.add_row(escape(entry["function"]), f"{entry['calls']:.1f}", f"{entry['us']:.1f}")
+    table.add_row("together", "", f"{profile['us']:.1f}")
     return table
 
 

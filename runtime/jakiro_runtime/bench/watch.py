@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jakiro_runtime.backend import Binding, Buffers, Graph, Memory
-from jakiro_runtime.tree import best_nodes
+from jakiro_runtime.tree import best_nodes, closed
 
 
 class Drawn(NamedTuple):
@@ -23,15 +23,15 @@ class Drawn(NamedTuple):
     scores: np.ndarray
 
 
+_NOTHING = Drawn(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
 class Watch:
-    """A draft graph that remembers where its last tree was written.
+    """A draft graph that remembers where its last tree was written."""
 
-    nodes: the session verifies only the best so many; None for all
-    """
-
-    def __init__(self, graph: Graph, nodes: int | None = None) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self._graph, self._nodes = graph, nodes
+        self._graph = graph
         self._last: Buffers | None = None
 
     def memory(self) -> Memory:
@@ -40,19 +40,14 @@ class Watch:
     def bind(self, inputs: Buffers, outputs: Buffers) -> _Watched:
         return _Watched(self, self._graph.bind(inputs, outputs), outputs)
 
-    @property
-    def tree(self) -> Drawn | None:
-        """The tree that was verified last; None before the first."""
-        if self._last is None:
-            return None
+    def tree(self, nodes: int) -> Drawn:
+        """What was verified of the tree that was drawn last: its best `nodes` nodes."""
+        if self._last is None or nodes == 0:
+            return _NOTHING
         names = ("tree_tokens", "tree_parents", "tree_scores")
         tokens, parents, scores = (self._last[name][0].copy() for name in names)
-        if self._nodes is None or self._nodes >= len(tokens):
-            return Drawn(tokens, parents, scores)
-        kept = best_nodes(scores, parents, self._nodes)
-        row = np.zeros(len(tokens) + 1, np.int64)
-        row[kept + 1] = np.arange(1, len(kept) + 1)
-        return Drawn(tokens[kept], row[parents[kept]], scores[kept])
+        kept = best_nodes(scores, parents, nodes)
+        return Drawn(*closed(tokens, parents, kept), scores[kept])
 
     def note(self, outputs: Buffers) -> None:
         self._last = outputs

@@ -1,0 +1,72 @@
+"""How much of a drafted tree a round verifies, and whether it drafts at all.
+
+A node is accepted where its whole path is, so a round that verifies the n best nodes gains 1 + the sum of their chances of being
+accepted. Rounds follow each other, so what counts is the rate in the long run: a node is worth its row while it brings more
+tokens than the same milliseconds bring on average. Chances, costs and the average rate are those that `jakiro-export --tree auto`
+measured; no clock is read, so the same engine verifies the same nodes wherever it runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jakiro_runtime.manifest import TreePlan
+
+_WINDOW = 16  # rounds over which the worth of drafting is averaged
+_LONGEST_PAUSE = 4  # rounds without a draft before another one is tried; they are drafted behind in one call
+
+
+class NodeChoice:
+    """The choice for one sequence.
+
+    Args:
+        plan: what was measured
+        nodes: of the tree that the engine drafts
+
+    counts: the numbers of nodes that it may choose, ascending; 0 among them
+    """
+
+    def __init__(self, plan: TreePlan, nodes: int) -> None:
+        inner = [rows - 1 for rows in plan.rows if 2 < rows <= nodes]
+        self.counts = np.array([0, *inner, nodes])
+        self._plan = plan
+        self._rate = plan.expected["tokens_per_second"] / 1e3
+        self._prices: dict[int, np.ndarray] = {}
+        self._gains = np.zeros(nodes + 1)
+        self.start()
+
+    def start(self) -> None:
+        """An answer begins: nothing of the one before is used, so that an answer does not depend on what came earlier."""
+        self._worth = self._rate * self._plan.milliseconds(2, min(self._plan.capacities)) - 1
+        self._pause = self._paused = 0
+
+    def drafts(self) -> bool:
+        """Whether the next round drafts. Where drafts of late were not worth their time, some rounds go without."""
+        if self._paused < self._pause:
+            self._paused += 1
+            return False
+        return True
+
+    def count(self, scores: np.ndarray, capacity: int) -> int:
+        """How many of the best nodes to verify.
+
+        Args:
+            scores: cumulative log-probabilities of the drafted nodes, best first, [nodes]
+            capacity: slots of the target's cache, which its attention runs over
+        """
+        np.cumsum(np.interp(scores, self._plan.log_probs, self._plan.acceptance), out=self._gains[1:])
+        return int(self.counts[np.argmax(self._gains[self.counts] - self._price(capacity))])
+
+    def note(self, nodes: int, accepted: int, capacity: int) -> None:
+        """A round that drafted has verified so many nodes and accepted so many of them."""
+        price = float(self._price(capacity)[np.searchsorted(self.counts, nodes)])
+        self._worth += (accepted - price - self._rate * self._plan.draft_ms - self._worth) / _WINDOW
+        self._paused = 0
+        self._pause = 0 if self._worth >= 0 else min(_LONGEST_PAUSE, 2 * self._pause or 1)
+
+    def _price(self, capacity: int) -> np.ndarray:
+        """What verifying so many nodes costs beyond verifying none, in tokens, [counts]."""
+        if capacity not in self._prices:
+            milliseconds = np.array([self._plan.milliseconds(max(2, 1 + int(count)), capacity) for count in self.counts])
+            self._prices[capacity] = self._rate * (milliseconds - milliseconds[0])
+        return self._prices[capacity]
