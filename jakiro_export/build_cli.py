@@ -59,6 +59,24 @@ def main(debug: bool, **settings: Any) -> None:
         sys.exit(130)
 
 
+def after_export(directory: Path) -> None:
+    """What jakiro-export ends with: jakiro-build on this machine's GPU; nothing where there is none. Exits where that fails."""
+    from jakiro_export.errors import ExportError
+    from jakiro_export.tensorrt import versions
+    from jakiro_runtime.backend import gpu
+    from jakiro_runtime.errors import EngineError
+
+    try:
+        gpu.find()
+        versions.load("tensorrt")
+    except EngineError:
+        return
+    except ExportError as error:
+        _say(f"No TensorRT engines were built: {error}")
+        return
+    main.main([str(directory)], standalone_mode=False)
+
+
 def _fail(error: Exception, code: int, debug: bool) -> None:
     if debug:
         raise error

@@ -53,6 +53,8 @@ Examples:
               "which does not parse 23.")  # fmt: skip
 @click.option("--verify/--no-verify", default=True, help="Compare ONNX Runtime with torch. Needs memory for the whole "
               "target; without it the export stays under 1 GB for safetensors.")  # fmt: skip
+@click.option("--build/--no-build", default=True, help="Where there are an NVIDIA GPU and TensorRT, and the precision is for "
+              "GPUs, build engines as jakiro-build does. Not run on a GPU.")  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
@@ -85,6 +87,7 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
 
 
 def _run(
+    build: bool,
     precision: str,
     draft_precision: str | None,
     equality: str | None,
@@ -131,6 +134,10 @@ def _run(
     report = Report()
     export(ExportOptions(graphs=graphs, auto=given if tree == "auto" else None, **rest), report)
     report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")
+    if build and not bitwise and "int8" not in (precision, draft_precision):
+        from jakiro_export.build_cli import after_export
+
+        after_export(rest["out"])
 
 
 if __name__ == "__main__":

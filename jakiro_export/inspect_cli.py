@@ -65,6 +65,19 @@ class _Subject:
     max_context: int
     nodes: int
     top_k: int
+    graphs: tuple[Any, ...] = ()
+
+    def refusal(self, sm: int) -> str | None:
+        """Why TensorRT builds nothing from these graphs for a GPU; None where nothing is known against it."""
+        from jakiro_export.errors import ExportError
+        from jakiro_export.tensorrt.graphs import check_types
+
+        try:
+            for graph in self.graphs:
+                check_types(graph, sm)
+        except ExportError as error:
+            return str(error)
+        return None
 
 
 def _subject(engine: str) -> _Subject:
@@ -76,9 +89,10 @@ def _subject(engine: str) -> _Subject:
         sizes = work.SIZES[engine]
         return _Subject(sizes.target(), sizes.draft(5), sizes.hidden, sizes.vocab, 4096, 60, 10)
     manifest = Manifest.read(engine)
-    target, draft = (work.of_graph(graphs.read(Path(engine) / manifest.graphs[name])) for name in ("target", "draft"))
+    both = tuple(graphs.read(Path(engine) / manifest.graphs[name]) for name in ("target", "draft"))
     model, tree = manifest.model, manifest.draft
-    return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k)
+    target, draft = map(work.of_graph, both)
+    return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k, both)
 
 
 def _run(
@@ -136,6 +150,9 @@ def _budget(subject: _Subject, device: str, context: int, batch: int) -> dict[st
     found = budget.budget(subject.target, subject.draft, gpu, subject.hidden, subject.vocab, context, batch)
     fits = "it fits" if found.running <= gpu.memory else "it does not fit"
     builds = "it can be built there" if found.build <= gpu.memory else "too much to build there in one piece"
+    refusal = subject.refusal(gpu.sm)
+    if refusal is not None:
+        builds = f"TensorRT builds nothing from it: {refusal.rstrip('.')}"
     return {
         "device": f"{gpu.label}, {gpu.memory / 2**30:.0f} GiB{' shared with the system' if gpu.shared else ''}",
         "for": f"{batch} sequence{'s' if batch > 1 else ''} of {context} positions",

@@ -118,7 +118,7 @@ class FakeCuda:
         assert self.recorded is None, "memory freed while a stream is recorded"
         block = self.blocks[address]
         assert block.kind == kind
-        self._run()  # CUDA waits before it frees
+        assert not self.queue, "memory freed that waiting work may use"
         del self.blocks[address]
         if kind == "device":
             self.free += block.size

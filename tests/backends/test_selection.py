@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import fake_tensorrt
 import plugin_wheels
 import pytest
 from click.testing import CliRunner
+from fake_building import plan_instead_of_building
 from fake_cuda import FakeCuda
 
+from jakiro_export.build_cli import after_export
+from jakiro_export.tensorrt import accuracy, building
 from jakiro_runtime import Engine, EngineError, UsageError
 from jakiro_runtime.backend import NAMES, built, choose, cuda_memory, gpu
 from jakiro_runtime.cli import BACKENDS, main
@@ -147,3 +151,23 @@ def test_the_commit_structure_is_the_header_s() -> None:
     names = [part.split("*")[-1].strip() for line in body.splitlines() for part in line.split(";")[0].split(",")]
     names = [name.split()[-1] for name in names if name]
     assert [name for name, *_ in cuda_memory._KvCommit._fields_] == names
+
+
+def test_an_export_builds_engines_where_there_is_a_gpu(
+    half_engine: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The tail of jakiro-export; on machines without GPU or TensorRT it ends before."""
+    monkeypatch.setattr(building, "run", plan_instead_of_building)
+    monkeypatch.setattr(accuracy, "check_engine", lambda *_: [])
+    engine = Path(shutil.copytree(half_engine, tmp_path / "engine"))
+    after_export(engine)
+    assert list(Manifest.read(engine).extra["tensorrt"]) == ["sm87"]
+    other = Path(shutil.copytree(half_engine, tmp_path / "other"))
+    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
+    capsys.readouterr()
+    after_export(other)
+    assert "No TensorRT engines were built: TensorRT is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "find", lambda: (_ for _ in ()).throw(EngineError("no GPU")))
+    after_export(other)
+    assert capsys.readouterr().err == ""
+    assert "tensorrt" not in Manifest.read(other).extra

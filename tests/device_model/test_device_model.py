@@ -137,3 +137,9 @@ def test_the_jetson_pages_table_is_what_inspect_says() -> None:
                 assert (running, building) == (f"{found.running / 2**30:.2f} GiB", f"{found.build / 2**30:.2f} GiB")
                 words = [word for word, size in (("runs", found.running), ("builds", found.build)) if size <= gpu.memory]
                 assert cell == (", ".join(words) or "-")
+
+
+def test_a_budget_says_when_tensorrt_builds_nothing(tiny_engine: Path) -> None:
+    result = CliRunner().invoke(main, [str(tiny_engine), "--budget", "agx-orin-64gb"])
+    assert result.exit_code == 0, result.output
+    assert "it fits; TensorRT builds nothing from it: target.onnx has float64" in result.output

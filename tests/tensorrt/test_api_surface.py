@@ -185,7 +185,10 @@ def cuda_calls(path: Path) -> dict[str, int | None]:
                 continue
             used[node.func.attr] = len(node.args)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "finalize":  # (object, call, arguments ...)
-            used[node.args[1].attr] = len(node.args) - 2  # type: ignore[attr-defined]
+            if isinstance(node.args[1], ast.Attribute):
+                used[node.args[1].attr] = len(node.args) - 2
+            else:  # _give_back, and what it frees with
+                used[node.args[2].attr] = 1  # type: ignore[attr-defined]
     return used
 
 

@@ -17,7 +17,7 @@ PACKAGES = {
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 INSTALL = {
     "tensorrt": "it comes with JetPack, or with: pip install tensorrt",
-    "tensorrt-rtx": "install it with: pip install 'jakiro-export[rtx]'",
+    "tensorrt-rtx": "install it with: pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
 }
 
 

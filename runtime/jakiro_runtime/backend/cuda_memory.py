@@ -136,7 +136,7 @@ class CudaMemory:
         """Device memory whose contents are anything."""
         array = DeviceArray.dense(self, 0, tuple(shape), np.dtype(dtype))
         array.address = _check(self._runtime, self._runtime.cudaMalloc(max(1, array.nbytes)))
-        weakref.finalize(array, self._runtime.cudaFree, array.address).atexit = False
+        weakref.finalize(array, _give_back, self._runtime.cudaFree, self._runtime, self.stream, array.address).atexit = False
         return array
 
     def upload(self, values: np.ndarray) -> DeviceArray:
@@ -149,7 +149,7 @@ class CudaMemory:
         size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         address = int(_check(self._runtime, self._runtime.cudaHostAlloc(size, self._runtime.cudaHostAllocDefault)))
         buffer = (ctypes.c_uint8 * size).from_address(address)
-        weakref.finalize(buffer, self._runtime.cudaFreeHost, address).atexit = False
+        weakref.finalize(buffer, _give_back, self._runtime.cudaFreeHost, self._runtime, self.stream, address).atexit = False
         array = np.ctypeslib.as_array(buffer)
         array[:] = 0
         return array[: int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -233,6 +233,12 @@ class CudaMemory:
         """Wait until everything on the stream is done."""
         _check(self._runtime, self._runtime.cudaStreamSynchronize(self.stream))
         self._launched.clear()
+
+
+def _give_back(free: Any, runtime: Any, stream: int, address: int) -> None:
+    """Free memory that work on the stream may still use."""
+    runtime.cudaStreamSynchronize(stream)
+    free(address)
 
 
 def _check(runtime: Any, answer: tuple[Any, ...]) -> Any:
