@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from jakiro_runtime.bench.measure import Run, conversation, measure
 from jakiro_runtime.bench.prompts import Prompt, read_prompts
 from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, report
 from jakiro_runtime.bench.watch import Drawn, Ranks, Watch
+from jakiro_runtime.manifest import Manifest
 from oracle import with_oracle
+from plans import make_plan
 
 ID = """<script>alert("1")</script>&'x'"""
 LINES = [
@@ -342,6 +346,8 @@ def test_peers_take_part_or_are_left_out_with_a_reason(
         data["tokens_per_second"] / figures["tokens_per_second"]["median"], abs=1e-3
     )
     assert figures["version"]
+    assert figures["new_tokens"] == 30
+    assert 0 <= figures["agreement"] < 0.5  # it counts, and ours does not
     reasons = {left["name"]: left["reason"] for left in data["detail"]["peers_left_out"]}
     assert reasons["absent"] == "no-such-package is not installed; install it with: pip install no-such-package"
     assert reasons["steady bad"].endswith("cannot load")
@@ -389,3 +395,20 @@ def test_the_shipped_prompts_are_readable_and_varied() -> None:
     assert len({prompt.id for prompt in prompts}) == len(prompts)
     assert len({prompt.category for prompt in prompts}) >= 8
     assert any(len(prompt.turns) > 1 for prompt in prompts)
+
+
+def test_the_choice_of_the_tree_is_held_against_what_was_reached(tiny_engine: Path, prompts_file: Path, tmp_path: Path) -> None:
+    planned = tmp_path / "planned"
+    shutil.copytree(tiny_engine, planned)
+    replace(Manifest.read(planned), tree=make_plan()).write(planned)
+    result = bench(planned, prompts_file, "--json", "-", "--profile")
+    data = json.loads(result.stdout)
+    choice, detail = data["detail"]["tree_choice"], data["detail"]
+    assert choice["expected"]["tau"] == 2.0
+    assert choice["reached"]["speedup"] == data["speedup"]
+    assert choice["reached"]["nodes_per_round"] == detail["nodes_per_round"] < 12
+    assert "was chosen by measurement: tau 2.00" in " ".join(result.stderr.split())
+    functions = [entry["function"] for entry in detail["host_profile"]["functions"]]
+    assert "decoder.py: round" in functions
+    assert not any("run_with_iobinding" in name for name in functions)  # the graphs are not host work
+    assert "tree_choice" not in json.loads(bench(planned, prompts_file, "--json", "-", "--nodes", 3).stdout)["detail"]

@@ -15,21 +15,7 @@ from jakiro_runtime import Engine, EngineError, Sampling, decoder
 from jakiro_runtime.choice import NodeChoice
 from jakiro_runtime.manifest import Manifest, TreePlan
 from oracle import with_oracle
-
-
-def make_plan(**changes: object) -> TreePlan:
-    """A target that costs 10 ms and 0.5 ms a row more, 20 and 1 behind 1024 slots; chances a tenth below the head's own."""
-    rows = [2, 3, 4, 6, 8, 12, 16]
-    log_probs = np.linspace(-8, 0, 33)
-    plan = TreePlan(
-        rows=rows,
-        target_ms={"256": [10 + 0.5 * count for count in rows], "1024": [20 + count for count in rows]},
-        draft_ms=2.0,
-        log_probs=log_probs.tolist(),
-        acceptance=(0.9 * np.exp(log_probs)).tolist(),
-        expected={"tau": 2.0, "tokens_per_second": 150.0, "plain_tokens_per_second": 90.0, "speedup": 1.67},
-    )
-    return replace(plan, **changes)  # type: ignore[arg-type]
+from plans import make_plan
 
 
 @given(st.lists(st.floats(-9, 0), min_size=12, max_size=12), st.sampled_from([256, 512, 1024, 4096]))

@@ -71,7 +71,10 @@ def tree_choice(plan: TreePlan, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each peer: its rate and time to first token, and how many times as fast ours is, with and without speculation."""
+    """For each peer: its rate and time to first token, and how many times as fast ours is, with and without speculation.
+
+    agreement: the share of its tokens up to where its answers leave ours; other roundings of the same weights say other things
+    """
     figures = {}
     fast, slow = (median(_rates(run.turns, name)) for name in (SPECULATIVE, PLAIN))
     for name in names:
@@ -79,10 +82,23 @@ def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         figures[name] = {
             "tokens_per_second": summary(rates),
             "first_token_ms": _first_token(run.turns, name),
+            "new_tokens": sum(len(turn.answers[name][0].tokens) for turn in run.turns),
+            "agreement": _agreement(run.turns, name),
             "speculative_ratio": _ratio(fast, median(rates)),
             "plain_ratio": _ratio(slow, median(rates)),
         }
     return figures
+
+
+def _agreement(turns: Sequence[Turn], name: str) -> float:
+    told = sum(len(turn.answers[name][0].tokens) for turn in turns)
+    return _ratio(sum(_common(turn.answers[PLAIN][0].tokens, turn.answers[name][0].tokens) for turn in turns), told)
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens two answers begin with alike."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 
 
 def find_differences(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -93,9 +109,7 @@ def find_differences(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         for name in (SPECULATIVE, PLAIN):
             for repeat, answer in enumerate(turn.answers[name]):
                 if answer.tokens != expected:
-                    pairs = enumerate(zip(answer.tokens, expected, strict=False))
-                    position = next((at for at, (a, b) in pairs if a != b), min(len(answer.tokens), len(expected)))
-                    place = {"id": turn.prompt.id, "turn": turn.number, "position": position}
+                    place = {"id": turn.prompt.id, "turn": turn.number, "position": _common(answer.tokens, expected)}
                     found.append({**place, "contender": name, "repeat": repeat + 1})
     return found
 

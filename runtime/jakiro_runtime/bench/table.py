@@ -128,10 +128,9 @@ def _profile(profile: dict[str, Any]) -> Table:
 
 
 def _peers(peers: dict[str, dict[str, Any]]) -> Table:
-    table = _table("Peers", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain")
+    table = _table("Peers", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain", "tokens", "like ours")
     for name, figures in peers.items():
         ratios = [f"{figures[key]:.2f}x" for key in ("speculative_ratio", "plain_ratio")]
-        table.add_row(
-            escape(name), _spread(figures["tokens_per_second"]), _spread(figures["first_token_ms"]["first_turns"]), *ratios
-        )
+        times = (_spread(figures["tokens_per_second"]), _spread(figures["first_token_ms"]["first_turns"]))
+        table.add_row(escape(name), *times, *ratios, str(figures["new_tokens"]), f"{100 * figures['agreement']:.0f} %")
     return table
