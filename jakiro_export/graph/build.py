@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 
@@ -54,7 +55,7 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    _prepare(traced, "target", [], metadata, options.precision)
+    _prepare(traced, "target", [], metadata, options.precision, options.opset)
     return traced
 
 
@@ -131,7 +132,7 @@ def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions,
     kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
     config = head.config
     bodies = [] if config.star else [dispatch.function(config.experts, config.experts_per_token, options.opset, kind)]
-    _prepare(traced, "draft", bodies, metadata, options.draft_precision)
+    _prepare(traced, "draft", bodies, metadata, options.draft_precision, options.opset)
     return traced
 
 
@@ -149,9 +150,11 @@ def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
     return draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
 
 
-def _prepare(traced: Any, name: str, functions: list[Any], metadata: Mapping[str, str], precision: str) -> None:
+def _prepare(
+    traced: Any, name: str, functions: list[onnx.FunctionProto], metadata: Mapping[str, str], precision: str, opset: int
+) -> None:
     passes.simplify(traced)
     passes.fuse_projections(traced)
     if precision == "int8":
-        quantize.quantize_products(traced)
+        functions = [*functions, *quantize.quantize_products(traced, opset)]
     passes.finish(traced, name, functions, metadata)
