@@ -1,4 +1,5 @@
 // The entry point ONNX Runtime calls: describes this library's operators and adds them to a session.
+#include "attention.h"
 #include "ort_abi.h"
 #include "row_product.h"
 #include "tensor.h"
@@ -10,7 +11,8 @@ using jakiro::Call;
 struct Operator {
   ort::CustomOp base;  // first: ONNX Runtime hands back its address
   const char* name;
-  ort::Status* (*run)(const Call&);
+  ort::Status* (*run)(const Call&, float scaling);
+  bool scaled;  // has the attribute `scaling`
   ort::ElementType inputs[8];
   size_t input_count;
 };
@@ -18,6 +20,7 @@ struct Operator {
 struct Kernel {
   const ort::Api* api;
   const Operator* op;
+  float scaling;
 };
 
 const Operator* of(const ort::CustomOp* op) { return reinterpret_cast<const Operator*>(op); }
@@ -38,21 +41,30 @@ ort::CustomOp table() {
   op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
   op.variadic_input_least = op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
   op.variadic_output_least = op.variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
-  op.create_kernel_v2 = [](const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo*, void** kernel) -> ort::Status* {
-    *kernel = new Kernel{api, of(op)};
-    return nullptr;
+  op.create_kernel_v2 = [](const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
+    float scaling = 1;
+    ort::Status* status = nullptr;
+    if (of(op)->scaled) {
+      using Get = ort::Status*(const ort::KernelInfo*, const char*, float*);
+      status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, "scaling", &scaling);
+    }
+    if (status == nullptr) *kernel = new Kernel{api, of(op), scaling};
+    return status;
   };
   op.compute_v2 = [](void* kernel, ort::Context* context) {
     const Kernel& self = *static_cast<Kernel*>(kernel);
-    return self.op->run(Call(self.api, context));
+    return self.op->run(Call(self.api, context), self.scaling);
   };
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
   return op;
 }
 
+constexpr ort::ElementType kF = ort::kFloat;
+
 const Operator kOperators[] = {
-    {table(), "RowInt8MatMul", jakiro::row_product, {ort::kFloat, ort::kFloat, ort::kUint8, ort::kFloat}, 4},
+    {table(), "RowInt8MatMul", [](const Call& call, float) { return jakiro::row_product(call); }, false, {kF, kF, ort::kUint8, kF}, 4},
+    {table(), "TreeAttention", jakiro::tree_attention, true, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7},
 };
 
 }  // namespace
