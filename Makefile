@@ -23,6 +23,10 @@ EXPORT_FLAGS ?= --draft-vocab 8192 --depth 3 --top-k 4 --nodes 5
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')
 
+# Workers, and one thread of PyTorch for each: tracing is one thread of Python, and threads that wait for each other are slow
+WORKERS ?= 2
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
 .PHONY: demo bench test test-fast lint clean
 
 demo: $(ENGINE)/engine.json
@@ -33,10 +37,10 @@ bench: $(ENGINE)/engine.json
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,19 +26,74 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("here")
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (pytest -n 2), a folder's tests share one, and the longest folders come first."""
+    tests = Path(__file__).parent
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(tests).parts[0]))
+    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        order = ("tensorrt", "smollm2", "export", "plugins", "runtime")
+        items.sort(key=lambda item: next((n for n, name in enumerate(order) if tests / name in item.path.parents), len(order)))
+
+
 @pytest.fixture(scope="session")
-def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)` is a path at which `make` has made something, once a test run, however many workers there are."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_target(once: Once) -> Path:
     """A random Llama in transformers' format."""
-    return tiny.make_target(tmp_path_factory.mktemp("target"))
+    return once("tiny-target", tiny.make_target)
 
 
 @pytest.fixture(scope="session")
-def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_head(once: Once) -> Path:
     """A random head in the published format that fits `tiny_target`."""
-    return tiny.make_head(tmp_path_factory.mktemp("head"))
+    return once("tiny-head", tiny.make_head)
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
+def tiny_engine(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
     """An engine directory of the two, exported and verified as a user would, bitwise, 12 nodes."""
-    return tiny.make_engine(tmp_path_factory.mktemp("engine") / "tiny", tiny_target, tiny_head)
+    return once("tiny-engine", lambda out: tiny.make_engine(out, tiny_target, tiny_head))
+
+
+@pytest.fixture(scope="session")
+def tiny_int8(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
+    """The same in int8."""
+    return once("tiny-int8", lambda out: tiny.make_engine(out, tiny_target, tiny_head, precision="int8"))
+
+
+@pytest.fixture(scope="session")
+def tiny_numerical(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
+    """The same without exact sums."""
+    return once("tiny-numerical", lambda out: tiny.make_engine(out, tiny_target, tiny_head, bitwise=False, verify=False))
+
+
+@pytest.fixture(scope="session")
+def half_engine(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
+    """The same for GPUs: halves, numerical."""
+    return once("half-engine", lambda out: tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", bitwise=False))
+
+
+@pytest.fixture(scope="session")
+def tiny_jetpack_6(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
+    """The same as TensorRT 10.3 parses it: opset 20. The head proposes a fifth of the tokens."""
+    settings = {"precision": "fp16", "bitwise": False, "opset": 20, "draft_vocab": 64}
+    return once("tiny-jetpack-6", lambda out: tiny.make_engine(out, tiny_target, tiny_head, **settings))

@@ -34,7 +34,7 @@ def make_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def make_target(folder: Path, seed: int = 0, layers: int = 2, **config: object) -> Path:
+def make_target(folder: Path, seed: int = 0, layers: int = 3, **config: object) -> Path:
     """A random Llama of some 100 k parameters, saved as transformers saves it."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)

@@ -111,20 +111,22 @@ def _variant(config: HeadConfig, shapes: Mapping[str, tuple[int, ...]]) -> HeadC
     expert = f"{_LAYER}mlp_moe.experts.0."
     if f"{expert}fc.weight" not in shapes:
         return config
-    return replace(config, star=True, third=f"{expert}fc1.weight" in shapes, inner=shapes[f"{expert}fc.weight"][0])
+    inner = next(iter(shapes[f"{expert}fc.weight"]), 0)
+    return replace(config, star=True, third=f"{expert}fc1.weight" in shapes, inner=inner)
 
 
 def _check(store: TensorStore, config: HeadConfig, path: Path) -> None:
     shapes = store.shapes()
     expected = expected_shapes(config)
+    what = f"The {'Jakiro*' if config.star else 'Jakiro'} head in {path}"
     for name, shape in expected.items():
         if name not in shapes:
-            raise ExportError(f"The head in {path} lacks the tensor {name}, expected with shape {list(shape)}.")
+            raise ExportError(f"{what} lacks the tensor {name}, expected with shape {list(shape)}.")
         if shapes[name] != shape:
-            raise ExportError(f"The head in {path}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}.")
+            raise ExportError(f"{what}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}.")
     extra = [name for name in shapes if name not in expected and not name.startswith(_IGNORED)]
     if extra:
-        raise ExportError(f"The head in {path} has a tensor {extra[0]} that a published Jakiro head does not have.")
+        raise ExportError(f"{what} has a tensor {extra[0]} that published ones do not have.")
 
 
 def _token_order(path: Path, vocab: int) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import torch
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph import dispatch, draft, passes, quantize, star, target
+from jakiro_export.graph import dispatch, draft, passes, quantize, star, target, tree_attention
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
 # what activations are computed in; int8 engines keep everything but their products in fp32
@@ -46,7 +46,10 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     # a tied or wrapped parameter has several names; the first one is the checkpoint's
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     buffers = target.computed_buffers(model)
-    traced = target.trace(model, options.opset, options.bitwise)
+    form: target.Form = "numerical"
+    if options.bitwise:
+        form = "operator" if options.precision == "int8" else "bitwise"
+    traced = target.trace(model, options.opset, form)
     dtype = _NUMPY[options.precision]
     weights: dict[str, Weight] = {
         f"model.{name}": Stored(checkpoint.store, checkpoint.tensor_name(names[id(tensor)]), dtype)
@@ -55,7 +58,8 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    _prepare(traced, "target", [], metadata, options.precision, options.opset)
+    bodies = [tree_attention.function(options.opset)] if form == "operator" else []
+    _prepare(traced, "target", bodies, metadata, options.precision, options.opset)
     return traced
 
 

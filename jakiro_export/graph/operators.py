@@ -14,7 +14,7 @@ import torch
 from onnxscript import opset23
 from torch import Tensor
 
-from jakiro_export.graph import dispatch, tree_attention
+from jakiro_export.graph import dispatch
 from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
 
 

@@ -21,7 +21,7 @@ A40 = devices.find("a40")
 
 def test_sizes_give_what_the_graphs_hold(tiny_engine: Path) -> None:
     """The arithmetic on a model's sizes against the weights counted in exported graphs (fp32; depth 3)."""
-    tiny = Sizes(48, 96, 2, 6, 2, 320, 48, 2, tied=True, element=4)
+    tiny = Sizes(48, 96, 3, 6, 2, 320, 48, 2, tied=True, element=4)
     counted = of_graph(graphs.read(tiny_engine / "target.onnx"))
     assert counted.read == tiny.target().read
     assert counted.row_operations == tiny.target().row_operations
@@ -87,7 +87,7 @@ def test_a_device_that_nobody_knows() -> None:
 def test_inspect_says_what_is_in_an_engine(tiny_engine: Path) -> None:
     result = CliRunner().invoke(main, [str(tiny_engine)])
     assert result.exit_code == 0, result.output
-    for word in ("2 layers", "12 nodes", "bitwise", "target.onnx.data", "none; jakiro-build makes them"):
+    for word in ("3 layers", "12 nodes", "bitwise", "target.onnx.data", "none; jakiro-build makes them"):
         assert word in result.output
 
 

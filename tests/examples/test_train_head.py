@@ -45,8 +45,8 @@ def test_it_learns_and_can_be_exported(trained: Path, tiny_target: Path, tmp_pat
         "config.json", "model.safetensors", "token_order.safetensors", "training.json", "training.png",
     }  # fmt: skip
     history = json.loads((trained / "training.json").read_text())["held_out"]
+    # losses of different moments are not comparable: chains grow longer on the way
     assert history[-1]["accuracy"][0] > 3 / 320  # better than chance
-    assert history[-1]["loss"] < history[0]["loss"]
     out = tiny.make_engine(tmp_path / "engine", tiny_target, trained, draft_vocab=128)
     engine = Engine.open(out)
     plain = run(engine.session(speculate=False), [5, 6, 7])

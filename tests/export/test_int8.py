@@ -14,6 +14,7 @@ from jakiro_export.graph import quantize
 from jakiro_export.graph.quantize import Channels, ChannelScales
 from jakiro_export.weights import Array
 from jakiro_runtime import Engine, Sampling
+from jakiro_runtime.backend import onnxruntime as onnxruntime_backend
 from oracle import with_oracle
 
 
@@ -32,12 +33,6 @@ def test_weights_are_rounded_by_channel() -> None:
     assert (back[3] == 0).all()
 
 
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "engine"
-    return tiny.make_engine(out, tiny_target, tiny_head, precision="int8", verify=False)
-
-
 def differs(engine: Engine) -> bool:
     """Whether speculation changes a logit of any of some answers."""
     for seed in range(5):
@@ -51,11 +46,13 @@ def differs(engine: Engine) -> bool:
     return False
 
 
-def test_every_product_is_in_bytes_and_a_row_is_its_own(int8: Path) -> None:
-    kinds = [node.op_type for node in onnx.load(int8 / "target.onnx", load_external_data=False).graph.node]
-    layers = 2
+def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:
+    kinds = [node.op_type for node in onnx.load(tiny_int8 / "target.onnx", load_external_data=False).graph.node]
+    layers = 3
     assert kinds.count("RowInt8MatMul") == 4 * layers + 1  # q k v, o, gate up, down; logits
-    engine = Engine.open(int8)
+    assert kinds.count("TreeAttention") == layers
+    assert not {"MatMul", "Gemm"} & set(kinds)
+    engine = Engine.open(tiny_int8)
     assert engine.manifest.bitwise
     assert engine.manifest.precision == {"target": "int8", "draft": "int8"}
     assert not differs(engine)
@@ -65,11 +62,15 @@ def test_every_product_is_in_bytes_and_a_row_is_its_own(int8: Path) -> None:
 def test_one_scale_for_all_rows_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_target: Path, tiny_head: Path
 ) -> None:
-    constant = quantize._constant
+    by_row = quantize.function
 
-    def every_axis(model: object, name: str, value: np.ndarray) -> object:
-        return constant(model, name, np.array([-2, -1]) if name == "last_axis" else value)  # type: ignore[arg-type]
+    def for_all_rows(opset: int) -> onnx.FunctionProto:
+        body = by_row(opset)
+        largest = next(node for node in body.node if node.op_type == "ReduceMax")
+        del largest.input[1:]  # every axis
+        return body
 
-    monkeypatch.setattr(quantize, "_constant", every_axis)
+    monkeypatch.setattr(quantize, "function", for_all_rows)
+    monkeypatch.setattr(onnxruntime_backend, "library", lambda: None)
     out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="int8", verify=False)
     assert differs(Engine.open(out))

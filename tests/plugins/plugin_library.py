@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import plugin_reference as reference
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "plugins"
@@ -190,8 +191,17 @@ def build(
             state.update(file.name.encode() + file.read_bytes())
     output = CACHE / f"cpu-{state.hexdigest()[:16]}"
     library = output / "libjakiro_plugins.so"
-    if library.exists():
-        return library
+    output.mkdir(parents=True, exist_ok=True)
+    with FileLock(output / "lock"):
+        if not library.exists():
+            _compile(compiler, sources, library, defines, tensorrt_headers, warnings)
+    return library
+
+
+def _compile(
+    compiler: str, sources: Path, library: Path, defines: tuple[str, ...], tensorrt_headers: Path | None, warnings: bool
+) -> None:
+    output = library.parent
     units = [sources / "kernels" / f"dispatch_{name}.cu" for name in TYPES]
     units += [sources / "kernels" / name for name in ("expert_dispatch.cu", "kv_commit.cu")]
     units += [sources / "shim" / name for name in ("fiber.cpp", "counters.cpp", "control.cpp")]
@@ -200,7 +210,6 @@ def build(
     if tensorrt_headers is not None:
         units += sorted((sources / "plugin").glob("*.cpp"))
         include += ["-isystem", str(tensorrt_headers)]
-    output.mkdir(parents=True, exist_ok=True)
 
     def compile(unit: Path) -> None:
         run(compiler, *flags, *include, "-x", "c++", "-c", str(unit), "-o", str(output / f"{unit.name}.o"))
@@ -210,7 +219,6 @@ def build(
     partial = output / f"{os.getpid()}.so"
     run(compiler, "-shared", "-o", str(partial), *[str(output / f"{unit.name}.o") for unit in units])
     partial.rename(library)
-    return library
 
 
 def run(*command: str) -> str:

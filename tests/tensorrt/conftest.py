@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 
 import plugin_wheels
 
 RTX = "1.7.1.116"
 RTX_INSTALLED = any(map(importlib.util.find_spec, ("tensorrt_rtx", "tensorrt_rtx_bindings")))
-
-
-@pytest.fixture(scope="session")
-def half_engine(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> Path:
-    """The tiny engine in fp16. Read only: tests that build copy it."""
-    out = tmp_path_factory.mktemp("half") / "engine"
-    return tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", bitwise=False, verify=False)
 
 
 @pytest.fixture
