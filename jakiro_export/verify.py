@@ -19,6 +19,7 @@ from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
 from jakiro_export.graph.build import GraphOptions, draft_module, draft_weights
 from jakiro_export.weights import LazyWeight
+from jakiro_runtime.kernels import library
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,7 +53,10 @@ class _Graph:
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options, kernels = onnxruntime.SessionOptions(), library()
+        if kernels is not None:
+            options.register_custom_ops_library(str(kernels))
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
         self.float_inputs = {

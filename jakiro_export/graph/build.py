@@ -161,4 +161,5 @@ def _prepare(
     passes.fuse_projections(traced)
     if precision == "int8":
         functions = [*functions, *quantize.quantize_products(traced, opset)]
-    passes.finish(traced, name, functions, metadata)
+    used = {node.op_type for node in traced.graph}
+    passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

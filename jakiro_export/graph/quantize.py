@@ -27,9 +27,10 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
+from jakiro_export.graph import dispatch
 from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer, drop_unused_initializers, lazy
-from jakiro_export.weights import Array, Transposed, Weight
+from jakiro_export.weights import Array, Reshaped, Stacked, Transposed, Weight
 
 NAME = "RowInt8MatMul"
 _ZERO = 128
@@ -147,6 +148,9 @@ def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
     """
     graph, used = model.graph, False
     for node in list(graph):
+        if node.op_type == dispatch.NAME and _quantize_experts(model, node):
+            used = True
+            continue
         channels = _channels(node)
         if channels is None or channels.dtype != np.float32 or len(channels.shape) != 2:
             continue
@@ -157,14 +161,7 @@ def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
         assert matrix is not None
         if output in graph.outputs:
             raise NotImplementedError("a product that is an output of the graph")
-        block, rotated = block_of(channels.shape[1]), Rotated(channels)
-        inputs = [
-            data,
-            add_initializer(model, f"rotation_{block}", Array(hadamard(block))),
-            add_initializer(model, f"{matrix.name}.bytes", Tiled(Channels(rotated))),
-            add_initializer(model, f"{matrix.name}.scales", ChannelScales(rotated)),
-        ]
-        nodes = [ir.node(NAME, inputs, domain=DOMAIN)]
+        nodes = [_product(model, data, channels, str(matrix.name))]
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             nodes.append(ir.node("Add", [nodes[0].outputs[0], node.inputs[2]]))
         graph.insert_before(node, nodes)
@@ -176,6 +173,69 @@ def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
     drop_unused_initializers(model)
     common.NameFixPass()(model)
     return [function(opset)] if used else []
+
+
+def _product(model: ir.Model, data: ir.Value, channels: Weight, name: str) -> ir.Node:
+    block, rotated = block_of(channels.shape[1]), Rotated(channels)
+    inputs = [
+        data,
+        add_initializer(model, f"rotation_{block}", Array(hadamard(block))),
+        add_initializer(model, f"{name}.bytes", Tiled(Channels(rotated))),
+        add_initializer(model, f"{name}.scales", ChannelScales(rotated)),
+    ]
+    return ir.node(NAME, inputs, domain=DOMAIN)
+
+
+def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
+    """A mixture that uses every expert for every row becomes products of bytes and what is between them. Whether it did."""
+    x, router_logits, *matrices = node.inputs
+    gate_up, down = (lazy(matrix) for matrix in matrices)
+    assert x is not None
+    assert router_logits is not None
+    assert isinstance(gate_up, Reshaped)
+    assert isinstance(down, Reshaped)
+    assert isinstance(down.weight, Stacked)
+    experts, width, hidden = gate_up.shape
+    if node.attributes.get_int("top_k") != experts or hidden % _LANES or width % (2 * _LANES):
+        return False
+    nodes: list[ir.Node] = []
+
+    def add(op: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> list[ir.Value]:
+        nodes.append(ir.node(op, list(inputs), attributes=attributes, num_outputs=outputs))
+        return list(nodes[-1].outputs)
+
+    def product(data: ir.Value, channels: Weight, name: str) -> ir.Value:
+        nodes.append(_product(model, data, channels, name))
+        return nodes[-1].outputs[0]
+
+    # one product for the gates and ups of all experts, which have one input
+    names = [str(matrix.name) for matrix in matrices if matrix is not None]
+    inner = add(
+        "Split", product(x, Reshaped(gate_up.weight, (experts * width, hidden)), names[0]), outputs=2 * experts, axis=-1,
+        num_outputs=2 * experts,
+    )  # fmt: skip
+    results = []
+    for expert, weight in enumerate(down.weight.parts):
+        gate, up = inner[2 * expert : 2 * expert + 2]
+        active = add("Mul", *add("Mul", gate, *add("Sigmoid", gate)), up)[0]
+        results.append(product(active, weight, f"{names[1]}.{expert}"))
+    logits = add("Split", router_logits, add_initializer(model, "router_parts", Array(np.array([experts, 2]))), outputs=2, axis=-1)
+    shares = add("Split", *add("Softmax", logits[0], axis=-1), outputs=experts, axis=-1, num_outputs=experts)
+    parts = [add("Mul", share, result)[0] for share, result in zip(shares, results, strict=True)]
+    primary = parts[0]
+    for part in parts[1:]:
+        primary = add("Add", primary, part)[0]
+    made = [primary]
+    if node.outputs[1].uses():
+        left, right = add("Split", *add("Softmax", logits[1], axis=-1), outputs=2, axis=-1, num_outputs=2)
+        difference = add("Sub", *add("Mul", left, results[0]), *add("Mul", right, results[1]))[0]
+        made += add("Where", *add("Greater", left, right), difference, *add("Neg", difference))
+    model.graph.insert_before(node, nodes)
+    for output, new in zip(node.outputs, made, strict=False):
+        new.shape, new.type = output.shape, output.type
+        output.replace_all_uses_with(new)
+    model.graph.remove(node, safe=True)
+    return True
 
 
 def _channels(node: ir.Node) -> Weight | None:
