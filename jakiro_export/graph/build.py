@@ -13,7 +13,7 @@ import torch
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph import dispatch, draft, passes, quantize, star, target, tree_attention
+from jakiro_export.graph import dispatch, draft, fuse, passes, quantize, star, target, tree_attention
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
 # what activations are computed in; int8 engines keep everything but their products in fp32
@@ -160,6 +160,7 @@ def _prepare(
     passes.simplify(traced)
     passes.fuse_projections(traced)
     if precision == "int8":
-        functions = [*functions, *quantize.quantize_products(traced, opset)]
+        fuse.fuse_layers(traced)
+        functions = [*functions, *quantize.quantize_products(traced, opset), *fuse.functions(opset)]
     used = {node.op_type for node in traced.graph}
     passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

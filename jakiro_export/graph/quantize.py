@@ -27,7 +27,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
-from jakiro_export.graph import dispatch
+from jakiro_export.graph import dispatch, fuse
 from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer, drop_unused_initializers, lazy
 from jakiro_export.weights import Array, Reshaped, Stacked, Transposed, Weight
@@ -210,15 +210,12 @@ def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
 
     # one product for the gates and ups of all experts, which have one input
     names = [str(matrix.name) for matrix in matrices if matrix is not None]
-    inner = add(
-        "Split", product(x, Reshaped(gate_up.weight, (experts * width, hidden)), names[0]), outputs=2 * experts, axis=-1,
-        num_outputs=2 * experts,
-    )  # fmt: skip
+    both = product(x, Reshaped(gate_up.weight, (experts * width, hidden)), names[0])
+    inner = add("Split", both, outputs=experts, axis=-1, num_outputs=experts)
     results = []
     for expert, weight in enumerate(down.weight.parts):
-        gate, up = inner[2 * expert : 2 * expert + 2]
-        active = add("Mul", *add("Mul", gate, *add("Sigmoid", gate)), up)[0]
-        results.append(product(active, weight, f"{names[1]}.{expert}"))
+        nodes.append(ir.node(fuse.SWIGLU, [inner[expert]], domain=DOMAIN))
+        results.append(product(nodes[-1].outputs[0], weight, f"{names[1]}.{expert}"))
     logits = add("Split", router_logits, add_initializer(model, "router_parts", Array(np.array([experts, 2]))), outputs=2, axis=-1)
     shares = add("Split", *add("Softmax", logits[0], axis=-1), outputs=experts, axis=-1, num_outputs=experts)
     parts = [add("Mul", share, result)[0] for share, result in zip(shares, results, strict=True)]

@@ -17,10 +17,8 @@
 #include <cmath>
 #include <cstring>
 #include <vector>
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-#include <immintrin.h>
-#define JAKIRO_AVX512 1
-#endif
+
+#include "exponential.h"
 
 namespace jakiro {
 namespace {
@@ -76,18 +74,6 @@ void attend_plain(const Shape& shape, const Part& part, const float* query, cons
 #ifdef JAKIRO_AVX512
 
 // ---- AVX-512 --------------------------------------------------------------------------------------------------------------
-
-// e^x for x <= 0, within two units in the last place
-inline __m512 exponential(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1.0f, 1.0f}) {
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  }
-  return _mm512_scalef_ps(p, n);
-}
 
 // 16 rows of 16 floats to columns that are `kBlock` floats apart.
 inline void transpose_16(const float* const (&from)[16], float* to) {

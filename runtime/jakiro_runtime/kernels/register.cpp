@@ -1,5 +1,6 @@
 // The entry point ONNX Runtime calls: describes this library's operators and adds them to a session.
 #include "attention.h"
+#include "layers.h"
 #include "ort_abi.h"
 #include "row_product.h"
 #include "tensor.h"
@@ -14,7 +15,7 @@ struct Operator {
   ort::Status* (*run)(const Call&, float scaling);
   bool scaled;  // has the attribute `scaling`
   ort::ElementType inputs[8];
-  size_t input_count;
+  size_t input_count, output_count;
 };
 
 struct Kernel {
@@ -35,7 +36,7 @@ ort::CustomOp table() {
   op.input_type = [](const ort::CustomOp* op, size_t n) { return of(op)->inputs[n]; };
   op.input_count = [](const ort::CustomOp* op) { return of(op)->input_count; };
   op.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
-  op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
+  op.output_count = [](const ort::CustomOp* op) { return of(op)->output_count; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.input_characteristic = op.output_characteristic = [](const ort::CustomOp*, size_t) { return kRequired; };
   op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
@@ -60,11 +61,18 @@ ort::CustomOp table() {
   return op;
 }
 
+template <ort::Status* (*kRun)(const Call&)>
+ort::Status* unscaled(const Call& call, float) {
+  return kRun(call);
+}
+
 constexpr ort::ElementType kF = ort::kFloat;
 
 const Operator kOperators[] = {
-    {table(), "RowInt8MatMul", [](const Call& call, float) { return jakiro::row_product(call); }, false, {kF, kF, ort::kUint8, kF}, 4},
-    {table(), "TreeAttention", jakiro::tree_attention, true, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7},
+    {table(), "RowInt8MatMul", unscaled<jakiro::row_product>, false, {kF, kF, ort::kUint8, kF}, 4, 1},
+    {table(), "TreeAttention", jakiro::tree_attention, true, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7, 1},
+    {table(), "SplitHeads", unscaled<jakiro::split_heads>, false, {kF, kF, kF, ort::kInt64}, 4, 3},
+    {table(), "SwiGlu", unscaled<jakiro::swiglu>, false, {kF}, 1, 1},
 };
 
 }  // namespace
