@@ -58,8 +58,7 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    bodies = [tree_attention.function(options.opset)] if form == "operator" else []
-    _prepare(traced, "target", bodies, metadata, options.precision, options.opset)
+    _prepare(traced, "target", [tree_attention.function(options.opset)], metadata, options.precision, options.opset)
     return traced
 
 
@@ -135,7 +134,9 @@ def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions,
     passes.bind(traced, weights)
     kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
     config = head.config
-    bodies = [] if config.star else [dispatch.function(config.experts, config.experts_per_token, options.opset, kind)]
+    bodies = [tree_attention.function(options.opset)]
+    if not config.star:
+        bodies.append(dispatch.function(config.experts, config.experts_per_token, options.opset, kind))
     _prepare(traced, "draft", bodies, metadata, options.draft_precision, options.opset)
     return traced
 
@@ -149,9 +150,13 @@ def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
     """The draft phase as a torch module, its parameters empty."""
     token_map = draft_token_map(head, options.draft_vocab)
     size = len(token_map) if token_map is not None else None
+    made: draft.Phase
     if head.config.star:
-        return star.StarGraph(star.StarHead(head.config, options.opset >= 23), size)
-    return draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
+        made = star.StarGraph(star.StarHead(head.config, options.opset >= 23), size)
+    else:
+        made = draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
+    made.head.one_operator = options.draft_precision == "int8"
+    return made
 
 
 def _prepare(
@@ -162,5 +167,6 @@ def _prepare(
     if precision == "int8":
         fuse.fuse_layers(traced)
         functions = [*functions, *quantize.quantize_products(traced, opset), *fuse.functions(opset)]
+    # bodies of operators that the graph has; passes may have replaced some
     used = {node.op_type for node in traced.graph}
     passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

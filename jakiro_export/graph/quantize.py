@@ -6,7 +6,7 @@ Weights are quantised once, an output channel at a time; activations in the oper
 not depend on the rows beside it (per-tensor scales would: speculative and plain decoding would then differ). Integer sums are
 exact in any order, and what is left around them works element by element: a bitwise engine stays bitwise.
 
-A few entries of an activation are far larger than the rest and would leave the others few steps. Rows are therefore rotated first,
+A few entries of an activation are far larger than the rest and would leave the others few steps. So rows are rotated first,
 `block` entries at a time, by a Hadamard matrix, which spreads such an entry over its block; the weights were rotated the same way
 when they were written, and the product stays what it was.
 
@@ -216,7 +216,8 @@ def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
     for expert, weight in enumerate(down.weight.parts):
         nodes.append(ir.node(fuse.SWIGLU, [inner[expert]], domain=DOMAIN))
         results.append(product(nodes[-1].outputs[0], weight, f"{names[1]}.{expert}"))
-    logits = add("Split", router_logits, add_initializer(model, "router_parts", Array(np.array([experts, 2]))), outputs=2, axis=-1)
+    widths = add_initializer(model, "router_parts", Array(np.array([experts, 2])))
+    logits = add("Split", router_logits, widths, outputs=2, axis=-1)
     shares = add("Split", *add("Softmax", logits[0], axis=-1), outputs=experts, axis=-1, num_outputs=experts)
     parts = [add("Mul", share, result)[0] for share, result in zip(shares, results, strict=True)]
     primary = parts[0]

@@ -22,7 +22,7 @@ from jakiro_export.graph import operators, repeat
 from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
 
 ATTENTION = "jakiro_two_part"
-# How attention is written: with sums in any order, with exact sums (`graph.attention`), or as one operator (`graph.tree_attention`)
+# How attention is written: with sums in any order, with exact sums, or as one operator (`graph.tree_attention`)
 Form = Literal["numerical", "bitwise", "operator"]
 KNOWN_TO_WORK = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 

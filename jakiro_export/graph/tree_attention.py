@@ -1,12 +1,12 @@
 """Attention over a cache and the rows of the call as one ONNX operator, with a body in standard operators: int8 engines have it.
 
     TreeAttention(query [batch, heads, rows, head_dim], past_key, past_value [batch, kv_heads, capacity, head_dim],
-                  new_key, new_value [batch, kv_heads, rows, head_dim], past_length [batch], visible [batch, rows, rows])
+                  new_key, new_value [batch, kv_heads, others, head_dim], past_length [batch], visible [batch, rows, others])
         -> [batch, rows, heads, head_dim]
 
 The body is `graph.attention` in its bitwise form; it makes doubles of the cached values on every call. The runtime's kernel
-(`jakiro_runtime/kernels/attention.cpp`) needs neither doubles nor a mask: it adds up in the order of positions, and reads no empty
-slot.
+(`jakiro_runtime/kernels/attention.cpp`) needs neither doubles nor a mask: it adds up in the order of positions, and reads no
+empty slot.
 """
 
 from __future__ import annotations
