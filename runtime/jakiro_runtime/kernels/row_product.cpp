@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kLanes = 16;  // outputs side by side
 constexpr int64_t kSide = 4;    // inputs side by side
+constexpr int64_t kAlone = 1 << 14;  // entries below which handing out work costs more than it gives
 
 #ifdef JAKIRO_VNNI
 
@@ -214,7 +215,7 @@ ort::Status* row_product(const Call& call) {
     quantise(x.as<float>() + row * in, in, block, rows->scratch.data() + row * in, rows->bytes.data() + row * in,
              &rows->scales[row], &rows->offsets[row]);
   };
-  if (count <= 4) {
+  if (count * in <= kAlone) {
     for (int64_t row = 0; row < count; ++row) prepare(row);
   } else {
     call.parallel(count, prepare);
