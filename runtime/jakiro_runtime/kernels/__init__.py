@@ -1,0 +1,70 @@
+"""The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this processor, and kept in the user's cache.
+
+They replace the bodies of operators that an int8 engine is written with. Without them (no compiler, or JAKIRO_KERNELS=0) ONNX
+Runtime runs those bodies: the same contract, slower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+OPERATORS = ("RowInt8MatMul", "TreeAttention", "SplitHeads", "SwiGlu")
+_SOURCES = Path(__file__).resolve().parent
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
+_SECONDS = 120
+
+
+def library_for(graph: Path) -> Path | None:
+    """The compiled kernels, for an ONNX file that is written with one of their operators; None for any other."""
+    try:
+        written = graph.read_bytes()  # weights are beside it
+    except OSError:
+        return None
+    return library() if any(name.encode() in written for name in OPERATORS) else None
+
+
+@cache
+def library() -> Path | None:
+    """The compiled kernels; None where they cannot be had or are switched off."""
+    if os.environ.get("JAKIRO_KERNELS", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        return None
+    try:
+        return _compiled(compiler)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    digest = hashlib.sha256(" ".join([compiler, *_FLAGS, _processor()]).encode())
+    for source in [*sources, *sorted(_SOURCES.glob("*.h"))]:
+        digest.update(source.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jakiro"
+    place = folder / f"kernels-{digest.hexdigest()[:16]}.so"
+    if not place.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = Path(work) / place.name
+            command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+            made.replace(place)  # whole or not at all, also where two processes compile at once
+    return place
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: a home folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features", "CPU part"))}))
