@@ -12,7 +12,7 @@ import numpy as np
 
 from jakiro_runtime.manifest import TreePlan
 
-_WINDOW = 16  # rounds over which the worth of drafting is averaged
+_WINDOW = 32  # rounds over which the worth of drafting is averaged
 _LONGEST_PAUSE = 4  # rounds without a draft before another one is tried; they are drafted behind in one call
 
 

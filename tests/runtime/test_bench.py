@@ -410,5 +410,6 @@ def test_the_choice_of_the_tree_is_held_against_what_was_reached(tiny_engine: Pa
     assert "was chosen by measurement: tau 2.00" in " ".join(result.stderr.split())
     functions = [entry["function"] for entry in detail["host_profile"]["functions"]]
     assert "decoder.py: round" in functions
+    assert 5 < detail["host_profile"]["alone_us"] < 3000
     assert not any("run_with_iobinding" in name for name in functions)  # the graphs are not host work
     assert "tree_choice" not in json.loads(bench(planned, prompts_file, "--json", "-", "--nodes", 3).stdout)["detail"]

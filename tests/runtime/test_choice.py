@@ -61,11 +61,11 @@ def test_drafts_that_bring_nothing_are_left_out_for_a_while() -> None:
         return count
 
     assert drafted(3, 40) == 40
-    drafted(0, 60)
+    drafted(0, 150)
     assert drafted(0, 50) == 10  # one round in five tries again
-    drafted(3, 100)
+    drafted(3, 300)
     assert drafted(3, 20) == 20
-    drafted(0, 100)
+    drafted(0, 200)
     choice.start()  # a new answer
     assert choice.drafts()
 

@@ -22,7 +22,7 @@ COMMANDS: dict[str, click.Command] = {
     "jakiro-bench": jakiro_runtime.bench.cli.main,
     "jakiro-run": jakiro_runtime.cli.main,
 }
-DOCUMENTS = ["README.md", "docs/jetson.md", "plugins/README.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "docs/jetson.md", "docs/performance.md", "plugins/README.md", "CONTRIBUTING.md"]
 
 
 def wrong(text: str) -> list[str]:

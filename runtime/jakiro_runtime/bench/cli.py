@@ -120,7 +120,7 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     from jakiro_runtime.bench import cost, machine, peers
     from jakiro_runtime.bench.contenders import Contender, Ours
     from jakiro_runtime.bench.measure import conversation, measure
-    from jakiro_runtime.bench.profile import host_profile
+    from jakiro_runtime.bench.profile import host_alone, host_profile
     from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, peer_figures, report, tree_choice
     from jakiro_runtime.bench.watch import Watch
     from jakiro_runtime.engine import Engine
@@ -163,6 +163,7 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     if settings["profile"]:
         asked = run.turns[0].ids
         detail["host_profile"] = host_profile(engine.session(nodes=settings["nodes"]), asked, limit)
+        detail["host_profile"]["alone_us"] = host_alone(engine, asked, limit, settings["nodes"])
     detail["peak_memory_mb"] = machine.peak_memory_mb()
     detail["peak_memory_of"] = [contender.name for contender in contenders]
     if settings["cost"]:

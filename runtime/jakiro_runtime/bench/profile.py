@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jakiro_runtime.backend import Binding, Buffers, Graph, Memory
+from jakiro_runtime.engine import Engine
 from jakiro_runtime.session import Session
 
 _SHOWN = 12
+_READ = ("next_tokens", "tree_tokens", "tree_parents", "tree_scores")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -42,6 +47,57 @@ def host_profile(session: Session, prompt: Sequence[int], limit: int) -> dict[st
             )
     functions.sort(key=lambda entry: -entry["us"])
     return {"rounds": rounds, "us": round(sum(entry["us"] for entry in functions), 1), "functions": functions[:_SHOWN]}
+
+
+class _Replay:
+    """A graph that remembers what the loop reads of its outputs, and then gives that again without running."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.said: list[dict[str, np.ndarray]] = []
+        self.next: int | None = None  # which of them comes next; None while the graph runs
+        self._graph = graph
+
+    def memory(self) -> Memory:
+        return self._graph.memory()
+
+    def bind(self, inputs: Buffers, outputs: Buffers) -> _Replayed:
+        return _Replayed(self, self._graph.bind(inputs, outputs), outputs)
+
+
+class _Replayed:
+    def __init__(self, replay: _Replay, binding: Binding, outputs: Buffers) -> None:
+        self._replay, self._binding = replay, binding
+        self._read = {name: array for name, array in outputs.items() if name in _READ}
+
+    def run(self) -> None:
+        replay = self._replay
+        if replay.next is None:
+            self._binding.run()
+            replay.said.append({name: array.copy() for name, array in self._read.items()})
+            return
+        for name, value in replay.said[replay.next].items():
+            self._read[name][...] = value
+        replay.next += 1
+
+
+def host_alone(engine: Engine, prompt: Sequence[int], limit: int, nodes: int | None, repeats: int = 7) -> float:
+    """Microseconds a round of the loop alone: an answer given again with graphs that answer at once; the least of some tries.
+
+    In a real round the same work takes longer, because the target has swept its weights through every cache.
+    """
+    target, draft = _Replay(engine.target), _Replay(engine.draft)
+    replaying = Engine(engine.manifest, target, draft, engine.tokenizer, engine.template)
+    session, best = replaying.session(nodes=nodes), float("inf")
+    for repeat in range(repeats + 1):
+        session.reset()
+        for _ in session.generate(prompt, limit):
+            pass
+        for graph in (target, draft):
+            graph.next = 0
+        if repeat:
+            best = min(best, 1e6 * session.stats.host / max(1, session.stats.rounds))
+    return round(best, 1)
 
 
 def _label(file: str, name: str) -> str:
