@@ -11,7 +11,7 @@ import numpy as np
 
 from jakiro_runtime.backend import Buffers
 from jakiro_runtime.errors import EngineError
-from jakiro_runtime.kernels import library
+from jakiro_runtime.kernels import library, needed
 
 _TYPES = {
     "tensor(int64)": np.int64,
@@ -40,10 +40,10 @@ def open_graph(path: Path, threads: int | None = None) -> OnnxRuntimeGraph:
     options.log_severity_level = 3
     # draft and target take turns on the same cores: an idle pool that spins takes them from the other
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    kernels = library()
-    if kernels is not None:
-        options.register_custom_ops_library(str(kernels))
     try:
+        kernels = library() if needed(path) else None
+        if kernels is not None:
+            options.register_custom_ops_library(str(kernels))
         return OnnxRuntimeGraph(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
     except Exception as error:  # onnxruntime raises types of its own for each status code
         reason = str(error).splitlines()[0]

@@ -20,6 +20,11 @@ _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibilit
 _SECONDS = 120
 
 
+def needed(graph: Path) -> bool:
+    """Whether an ONNX file, its weights beside it, has operators that a kernel can replace."""
+    return b"RowInt8MatMul" in graph.read_bytes()
+
+
 @cache
 def library() -> Path | None:
     """The compiled kernels; None where they cannot be had or are switched off."""
