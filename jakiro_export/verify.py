@@ -19,7 +19,7 @@ from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
 from jakiro_export.graph.build import GraphOptions, draft_module, draft_weights
 from jakiro_export.weights import LazyWeight
-from jakiro_runtime.kernels import library_for
+from jakiro_runtime.kernels import library, needed
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,7 +53,8 @@ class _Graph:
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
-        options, kernels = onnxruntime.SessionOptions(), library_for(path)
+        options = onnxruntime.SessionOptions()
+        kernels = library() if needed(path) else None
         if kernels is not None:
             options.register_custom_ops_library(str(kernels))
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -47,9 +47,9 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     # a tied or wrapped parameter has several names; the first one is the checkpoint's
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     buffers = target.computed_buffers(model)
-    form: target.Form = "numerical"
-    if options.bitwise:
-        form = "operator" if options.precision == "int8" else "bitwise"
+    form: target.Form = "bitwise" if options.bitwise else "numerical"
+    if options.precision == "int8":
+        form = "operator"  # exact, and the fastest
     traced = target.trace(model, options.opset, form)
     dtype = _NUMPY[options.precision]
     weights: dict[str, Weight] = {

@@ -120,7 +120,8 @@ class Layer(nn.Module):
         """Rows of this call, and which of them the queries see: [batch, 1 or queries, rows]."""
         if self.one_operator:
             return Part(key, value, visible)
-        return Part(key, value, tile_groups(additive_mask(visible, key.dtype), self.config.heads // self.config.kv_heads))
+        mask, groups = additive_mask(visible, key.dtype), self.config.heads // self.config.kv_heads
+        return Part(key, value, mask[:, None] if visible.shape[1] == 1 else tile_groups(mask, groups))
 
     def _seen(self, query: Tensor, parts: list[Part]) -> Tensor:
         """Attention, [batch, rows, heads * head_dim]; `parts` as `past` and `beside` made them."""

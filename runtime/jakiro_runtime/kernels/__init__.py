@@ -1,7 +1,7 @@
 """The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this processor, and kept in the user's cache.
 
-They replace the bodies of operators that an int8 engine is written with. Without them (no compiler, or JAKIRO_KERNELS=0) ONNX
-Runtime runs those bodies: the same contract, slower.
+They replace the bodies of operators that an int8 engine is written with. Without them (no AVX-512 VNNI, no compiler, or
+JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same contract, slower.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-OPERATORS = ("RowInt8MatMul", "TreeAttention", "SplitHeads", "SwiGlu")
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 _SECONDS = 120
+_INSTRUCTIONS = {"avx512_vnni", "avx512bw", "avx512dq", "avx512vl"}
 
 
-def library_for(graph: Path) -> Path | None:
-    """The compiled kernels, for an ONNX file that is written with one of their operators; None for any other."""
-    try:
-        written = graph.read_bytes()  # weights are beside it
-    except OSError:
-        return None
-    return library() if any(name.encode() in written for name in OPERATORS) else None
+def needed(graph: Path) -> bool:
+    """Whether an ONNX file, its weights beside it, has operators that a kernel can replace."""
+    return graph.is_file() and b"RowInt8MatMul" in graph.read_bytes()
 
 
 @cache
 def library() -> Path | None:
     """The compiled kernels; None where they cannot be had or are switched off."""
-    if os.environ.get("JAKIRO_KERNELS", "1") == "0":
+    if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not set(_processor().split()) >= _INSTRUCTIONS:
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:

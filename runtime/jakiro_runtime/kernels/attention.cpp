@@ -41,7 +41,7 @@ constexpr int64_t kBlock = 64;  // slots whose keys or values stay in the first 
 // What a query row sees among the rows of the call, ascending.
 using Seen = std::vector<int32_t>;
 
-// ---- portable -------------------------------------------------------------------------------------------------------------
+// ---- any head_dim-----------------------------------------------------------------------------------------------------------
 
 float dot(const float* a, const float* b, int64_t count) {
   float lanes[8] = {};
@@ -70,8 +70,6 @@ void attend_plain(const Shape& shape, const Part& part, const float* query, cons
   }
   for (int64_t d = 0; d < dim; ++d) out[d] /= total;
 }
-
-#ifdef JAKIRO_AVX512
 
 // ---- AVX-512 --------------------------------------------------------------------------------------------------------------
 
@@ -231,11 +229,8 @@ void attend_wide(int rows, const Shape& shape, const Part& part, const float* co
   }
 }
 
-#endif
-
 void attend(int count, const Shape& shape, const Part& part, const float* const* queries, const Seen* seen, float* scores,
             int64_t stride, float* const* outs) {
-#ifdef JAKIRO_AVX512
   switch (shape.dim) {
     case 16: return attend_wide<1>(count, shape, part, queries, seen, scores, stride, outs);
     case 32: return attend_wide<2>(count, shape, part, queries, seen, scores, stride, outs);
@@ -243,7 +238,6 @@ void attend(int count, const Shape& shape, const Part& part, const float* const*
     case 96: return attend_wide<6>(count, shape, part, queries, seen, scores, stride, outs);
     case 128: return attend_wide<8>(count, shape, part, queries, seen, scores, stride, outs);
   }
-#endif
   for (int r = 0; r < count; ++r) attend_plain(shape, part, queries[r], seen[r], scores + r * stride, outs[r]);
 }
 

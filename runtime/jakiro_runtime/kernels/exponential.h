@@ -1,8 +1,6 @@
 #pragma once
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
-#define JAKIRO_AVX512 1
 
 namespace jakiro {
 
@@ -20,5 +18,3 @@ inline __m512 exponential(__m512 x) {
 }
 
 }  // namespace jakiro
-
-#endif

@@ -71,14 +71,12 @@ ort::Status* swiglu(const Call& call) {
       const float *gate = both.as<float>() + row * width, *up = gate + inner;
       float* out = result + row * inner;
       int64_t n = 0;
-#ifdef JAKIRO_AVX512
       const __m512 one = _mm512_set1_ps(1.0f);
       for (; n + 16 <= inner; n += 16) {
         const __m512 x = _mm512_loadu_ps(gate + n), below = exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
         const __m512 silu = _mm512_div_ps(x, _mm512_add_ps(one, below));
         _mm512_storeu_ps(out + n, _mm512_mul_ps(silu, _mm512_loadu_ps(up + n)));
       }
-#endif
       for (; n < inner; ++n) out[n] = gate[n] / (1.0f + std::exp(-gate[n])) * up[n];
     }
   });

@@ -8,13 +8,11 @@
 // each weight is loaded once for up to 8 rows, in the order it lies in memory. With few rows the weights' bytes are the cost.
 #include "row_product.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
-#define JAKIRO_VNNI 1
-#endif
 
 namespace jakiro {
 namespace {
@@ -22,8 +20,6 @@ namespace {
 constexpr int64_t kLanes = 16;  // outputs side by side
 constexpr int64_t kSide = 4;    // inputs side by side
 constexpr int64_t kAlone = 1 << 14;  // entries below which handing out work costs more than it gives
-
-#ifdef JAKIRO_VNNI
 
 // 16 floats, butterflies between lanes whose numbers differ in one bit
 template <int kBit>
@@ -56,12 +52,8 @@ void rotate_64(float* x) {
   _mm512_storeu_ps(x + 48, _mm512_mul_ps(_mm512_sub_ps(b, d), scale));
 }
 
-#endif
-
 void rotate(float* x, int64_t block) {
-#ifdef JAKIRO_VNNI
   if (block == 64) return rotate_64(x);
-#endif
   for (int64_t half = 1; half < block; half *= 2) {
     for (int64_t start = 0; start < block; start += 2 * half) {
       for (int64_t n = start; n < start + half; ++n) {
@@ -78,7 +70,6 @@ void rotate(float* x, int64_t block) {
 // kRows rows times kBlocks blocks of 16 outputs. quads: in / 4; rows lie `stride` bytes apart.
 template <int kRows, int kBlocks>
 void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stride, int32_t (*out)[kBlocks * kLanes]) {
-#ifdef JAKIRO_VNNI
   __m512i sums[kRows][kBlocks];  // in registers: every loop over them is unrolled
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -107,21 +98,6 @@ void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stri
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) _mm512_storeu_si512(out[r] + b * kLanes, sums[r][b]);
   }
-#else
-  for (int r = 0; r < kRows; ++r) {
-    for (int b = 0; b < kBlocks; ++b) {
-      int32_t sums[kLanes] = {};
-      const uint8_t* w = weight + b * quads * 64;
-      const int8_t* x = rows + r * stride;
-      for (int64_t quad = 0; quad < quads; ++quad, w += 64, x += kSide) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          sums[lane] += w[4 * lane] * x[0] + w[4 * lane + 1] * x[1] + w[4 * lane + 2] * x[2] + w[4 * lane + 3] * x[3];
-        }
-      }
-      std::memcpy(out[r] + b * kLanes, sums, sizeof sums);
-    }
-  }
-#endif
 }
 
 struct Product {
@@ -158,11 +134,9 @@ struct Product {
 float largest_of(const float* x, int64_t count) {
   float largest = 0x1p-100f;  // a row of zeros is divided by this
   int64_t n = 0;
-#ifdef JAKIRO_VNNI
   __m512 most = _mm512_set1_ps(largest);
   for (; n + 16 <= count; n += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + n)));
   largest = _mm512_reduce_max_ps(most);
-#endif
   for (; n < count; ++n) largest = std::max(largest, std::fabs(x[n]));
   return largest;
 }
@@ -175,8 +149,6 @@ void quantise(const float* x, int64_t in, int64_t block, float* scratch, int8_t*
   const float largest = largest_of(scratch, in);
   *scale = largest / 127.0f;
   const float steps = 127.0f / largest;
-  int32_t sum = 0;
-#ifdef JAKIRO_VNNI
   const __m512 by = _mm512_set1_ps(steps);
   __m512i sums = _mm512_setzero_si512();
   int64_t n = 0;
@@ -185,10 +157,7 @@ void quantise(const float* x, int64_t in, int64_t block, float* scratch, int8_t*
     sums = _mm512_add_epi32(sums, rounded);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + n), _mm512_cvtsepi32_epi8(rounded));
   }
-  sum = _mm512_reduce_add_epi32(sums);
-#else
-  int64_t n = 0;
-#endif
+  int32_t sum = _mm512_reduce_add_epi32(sums);
   for (; n < in; ++n) {
     const int32_t rounded = static_cast<int32_t>(std::nearbyint(scratch[n] * steps));
     bytes[n] = static_cast<int8_t>(rounded);
