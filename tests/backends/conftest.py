@@ -35,9 +35,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 @pytest.fixture
-def directory(half_engine: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tiny_numerical: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the half-precision engine, built for the fake GPU; its answers go on until they are as long as was asked for."""
-    copy = Path(shutil.copytree(half_engine, tmp_path / "engine"))
+    copy = Path(shutil.copytree(tiny_numerical, tmp_path / "engine"))
     manifest = Manifest.read(copy)
     manifest.model.eos_token_ids = []
     manifest.write(copy)
@@ -77,8 +77,8 @@ def plugin(plugin_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def reference(half_engine: Path) -> Engine:
+def reference(tiny_numerical: Path) -> Engine:
     """The same engine on the CPU, with one thread as the fake TensorRT has."""
-    engine = Engine.open(half_engine, "onnxruntime", threads=1)
+    engine = Engine.open(tiny_numerical, "onnxruntime", threads=1)
     engine.eos_token_ids = frozenset()
     return engine

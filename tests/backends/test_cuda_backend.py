@@ -63,7 +63,7 @@ class IOBinding:
 
 
 @pytest.fixture
-def engine(half_engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def engine(tiny_numerical: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Engine:
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(Session, "cuda", cuda, raising=False)
     monkeypatch.setattr(Session, "bound", [], raising=False)
@@ -77,7 +77,7 @@ def engine(half_engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
         )
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    engine = Engine.open(half_engine, "cuda", threads=1)
+    engine = Engine.open(tiny_numerical, "cuda", threads=1)
     engine.eos_token_ids = frozenset()
     return engine
 
@@ -101,12 +101,12 @@ def test_onnx_runtime_waits_for_our_stream(engine: Engine, reference: Engine, mo
     assert run(engine.session(chunk=32), PROMPT).tokens != expected
 
 
-def test_onnx_runtime_without_cuda(half_engine: Path, cuda: FakeCuda) -> None:
+def test_onnx_runtime_without_cuda(tiny_numerical: Path, cuda: FakeCuda) -> None:
     with pytest.raises(EngineError, match="installed without CUDA.*onnxruntime-gpu"):
-        Engine.open(half_engine, "cuda")
+        Engine.open(tiny_numerical, "cuda")
 
 
-def test_onnx_runtime_that_falls_back_to_the_cpu(engine: Engine, half_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_that_falls_back_to_the_cpu(engine: Engine, tiny_numerical: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "provider", "CPUExecutionProvider")
     with pytest.raises(EngineError, match="does not start on this GPU"):
-        Engine.open(half_engine, "cuda")
+        Engine.open(tiny_numerical, "cuda")

@@ -38,8 +38,8 @@ def test_the_command_line_knows_the_backends() -> None:
     assert BACKENDS == NAMES
 
 
-def test_auto_is_the_cpu_without_engines(half_engine: Path, cuda: FakeCuda) -> None:
-    assert choose(Manifest.read(half_engine)) == "onnxruntime"
+def test_auto_is_the_cpu_without_engines(tiny_numerical: Path, cuda: FakeCuda) -> None:
+    assert choose(Manifest.read(tiny_numerical)) == "onnxruntime"
 
 
 def test_auto_takes_what_was_built_for_this_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,14 +52,14 @@ def test_auto_takes_what_was_built_for_this_gpu(directory: Path, monkeypatch: py
     assert choose(manifest) == "onnxruntime", "built, and no GPU here"
 
 
-def test_an_unknown_backend(half_engine: Path) -> None:
+def test_an_unknown_backend(tiny_numerical: Path) -> None:
     with pytest.raises(UsageError, match="no backend 'cpu'.*onnxruntime"):
-        Engine.open(half_engine, "cpu")
+        Engine.open(tiny_numerical, "cpu")
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_nothing_built(half_engine: Path, backend: str) -> None:
-    sentence = said("--engine", half_engine, "--backend", backend)
+def test_nothing_built(tiny_numerical: Path, backend: str) -> None:
+    sentence = said("--engine", tiny_numerical, "--backend", backend)
     assert "no engines for TensorRT" in sentence
     assert "jakiro-build" in sentence
 
@@ -167,15 +167,15 @@ def test_the_commit_structure_is_the_header_s() -> None:
 
 
 def test_an_export_builds_engines_where_there_is_a_gpu(
-    half_engine: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny_numerical: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The tail of jakiro-export; on machines without GPU or TensorRT it ends before."""
     monkeypatch.setattr(building, "run", plan_instead_of_building)
     monkeypatch.setattr(accuracy, "check_engine", lambda *_: [])
-    engine = Path(shutil.copytree(half_engine, tmp_path / "engine"))
+    engine = Path(shutil.copytree(tiny_numerical, tmp_path / "engine"))
     after_export(engine)
     assert list(Manifest.read(engine).extra["tensorrt"]) == ["sm87"]
-    other = Path(shutil.copytree(half_engine, tmp_path / "other"))
+    other = Path(shutil.copytree(tiny_numerical, tmp_path / "other"))
     monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
     capsys.readouterr()
     after_export(other)
