@@ -165,7 +165,7 @@ def _on_device(
         if not ignore_memory:
             memory.check(step.need, memory.available(), gpu.free, gpu.shared, step.title)
     building.build(directory, steps, _say)
-    if check and settings.plugin is None and not settings.strip_weights:
+    if check and not settings.strip_weights:
         checks = []
         for step in steps:
             precision = manifest.precision[step.name]
@@ -173,7 +173,7 @@ def _on_device(
                 _say(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
                 continue
             checks += accuracy.check_engine(
-                directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision
+                directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision, settings.plugin
             )
         building.add_checks(directory, gpu.sm, checks)
         failed = [entry for entry in checks if not entry["passed"]]

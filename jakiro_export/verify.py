@@ -19,15 +19,16 @@ from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
 from jakiro_export.graph.build import GraphOptions, draft_module, draft_weights
 from jakiro_export.weights import LazyWeight
+from jakiro_runtime.kernels import library, needed
 
 Arrays = dict[str, np.ndarray]
 
 # Largest difference of a logit, as a share of the reference's spread (its standard deviation). fp32 differs by the order of
-# sums; fp16 also by its rounding of every activation, here on a CPU that emulates it.
+# sums; fp16 also by its rounding of every activation, here on a CPU that emulates it; for int8, of a typical row (`_typical`).
 TOLERANCE = {"fp32": 2e-3, "fp16": 0.15, "int8": 1.0}
 # Quality on a text, against torch in float32: the share of positions with another best token, and how much perplexity rises.
-DISAGREEMENT = {"fp32": 0.01, "fp16": 0.05, "int8": 0.15}
-PERPLEXITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.1}
+DISAGREEMENT = {"fp32": 0.01, "fp16": 0.05, "int8": 0.1}
+PERPLEXITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.03}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class _Graph:
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        kernels = library() if needed(path) else None
+        if kernels is not None:
+            options.register_custom_ops_library(str(kernels))
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
         self.float_inputs = {
@@ -75,6 +80,16 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
     """The largest difference, in units of the reference's standard deviation."""
     spread = float(reference.std()) or 1.0
     return float(np.abs(ours.astype(np.float64) - reference.astype(np.float64)).max() / spread)
+
+
+def _typical(ours: np.ndarray, reference: np.ndarray) -> float:
+    """The median over rows of a row's largest difference, in units of the reference's standard deviation.
+
+    For int8: among random tokens there are rows that any rounding throws far off, by making or unmaking an attention sink.
+    """
+    spread = float(reference.std()) or 1.0
+    rows = np.abs(ours.astype(np.float64) - reference.astype(np.float64)).reshape(-1, ours.shape[-1])
+    return float(np.median(rows.max(-1)) / spread)
 
 
 def _causal(rows: int) -> np.ndarray:
@@ -121,6 +136,7 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
     rng = np.random.default_rng(0)
     vocab, capacity, tolerance = int(target.config.vocab_size), 256, TOLERANCE[precision]
     random = rng.integers(0, vocab, 96)
+    difference = _typical if precision == "int8" else _difference
 
     def call(tokens: np.ndarray, start: int, mask: np.ndarray, positions: np.ndarray, cache: Arrays) -> Arrays:
         rows = np.arange(len(tokens))[None]
@@ -136,8 +152,8 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
     def prompt_check(name: str, tokens: np.ndarray) -> Iterator[Check]:
         logits, features = _reference(model, tokens)
         out = call(tokens, 0, _causal(len(tokens)), np.arange(len(tokens)), graph.empty_cache(1, capacity))
-        yield Check(f"{name}, {len(tokens)} rows, no past: logits", _difference(out["logits"][0], logits), tolerance)
-        yield Check(f"{name}: features", _difference(out["hidden_states"][0], features), tolerance)
+        yield Check(f"{name}, {len(tokens)} rows, no past: logits", difference(out["logits"][0], logits), tolerance)
+        yield Check(f"{name}: features", difference(out["hidden_states"][0], features), tolerance)
         agree = out["next_tokens"][0] == out["logits"][0].argmax(-1)
         yield Check(f"{name}: next_tokens is not the best logit", float(1 - agree.mean()), 0.0)
 
@@ -152,7 +168,7 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
         _append(cache, out, start)
         start += len(chunk)
     out = call(random[-1:], start, _causal(1), np.array([start]), cache)
-    yield Check(f"one row, past of {start}: logits", _difference(out["logits"][0, 0], logits[-1]), tolerance)
+    yield Check(f"one row, past of {start}: logits", difference(out["logits"][0, 0], logits[-1]), tolerance)
 
     parents, visible = _tree(rng, 11)
     tokens = np.concatenate([random[-1:], rng.integers(0, vocab, len(parents) - 1)])
@@ -162,14 +178,15 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
     for leaf in np.setdiff1d(np.arange(1, len(parents)), parents[1:]):
         path_rows = np.flatnonzero(visible[leaf])
         expected, _ = _reference(model, np.concatenate([random[:-1], tokens[path_rows]]))
-        worst = max(worst, _difference(out["logits"][0, path_rows], expected[start:]))
+        worst = max(worst, difference(out["logits"][0, path_rows], expected[start:]))
     yield Check(f"random tree of {len(parents)} rows, past of {start}: logits", worst, tolerance)
 
-    yield _batch_check(graph, cache, random, prompt, model, tolerance)
+    yield _batch_check(graph, cache, random, prompt, model, precision)
 
 
-def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarray, model: nn.Module, tolerance: float) -> Check:
+def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarray, model: nn.Module, precision: str) -> Check:
     """Two sequences with pasts of different lengths in one call; `cache` holds the first one's."""
+    difference = _typical if precision == "int8" else _difference
     both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in cache.items()}
     split = len(short) - 3
     single = {name: value[1:] for name, value in both.items()}
@@ -193,10 +210,10 @@ def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarr
         **both,
     )
     worst = max(
-        _difference(out["logits"][0], _reference(model, long)[0][-3:]),
-        _difference(out["logits"][1], _reference(model, short)[0][-3:]),
+        difference(out["logits"][0], _reference(model, long)[0][-3:]),
+        difference(out["logits"][1], _reference(model, short)[0][-3:]),
     )
-    return Check(f"batch of 2, pasts of {starts[0]} and {starts[1]}: logits", worst, tolerance)
+    return Check(f"batch of 2, pasts of {starts[0]} and {starts[1]}: logits", worst, TOLERANCE[precision])
 
 
 def check_quality(path: Path, target: Target, text: np.ndarray, precision: str) -> Iterator[Check]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 # Adding and subtracting 1.5 * 2^(52 - f) rounds a double to f fractional bits; 1.0 rounds a float in [0, 1] to 23.
-_VALUE_ROUNDING = 1.5 * 2.0 ** (52 - 22)
+VALUE_ROUNDING = 1.5 * 2.0 ** (52 - 22)
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,7 +33,7 @@ def cached_values(value: Tensor, bitwise: bool) -> Tensor:
     """Values in the form the cache keeps: double with 22 fractional bits in bitwise mode, else as they are."""
     if not bitwise:
         return value
-    return (value.double() + _VALUE_ROUNDING) - _VALUE_ROUNDING
+    return (value.double() + VALUE_ROUNDING) - VALUE_ROUNDING
 
 
 class Part(NamedTuple):

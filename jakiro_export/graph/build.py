@@ -8,12 +8,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph import dispatch, draft, passes, quantize, star, target
+from jakiro_export.graph import dispatch, draft, fuse, passes, quantize, star, target, tree_attention
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
 # what activations are computed in; int8 engines keep everything but their products in fp32
@@ -46,7 +47,10 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     # a tied or wrapped parameter has several names; the first one is the checkpoint's
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     buffers = target.computed_buffers(model)
-    traced = target.trace(model, options.opset, options.bitwise)
+    form: target.Form = "bitwise" if options.bitwise else "numerical"
+    if options.precision == "int8":
+        form = "operator"  # exact, and the fastest
+    traced = target.trace(model, options.opset, form)
     dtype = _NUMPY[options.precision]
     weights: dict[str, Weight] = {
         f"model.{name}": Stored(checkpoint.store, checkpoint.tensor_name(names[id(tensor)]), dtype)
@@ -55,7 +59,7 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    _prepare(traced, "target", [], metadata, options.precision)
+    _prepare(traced, "target", [tree_attention.function(options.opset)], metadata, options.precision, options.opset)
     return traced
 
 
@@ -131,8 +135,10 @@ def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions,
     passes.bind(traced, weights)
     kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
     config = head.config
-    bodies = [] if config.star else [dispatch.function(config.experts, config.experts_per_token, options.opset, kind)]
-    _prepare(traced, "draft", bodies, metadata, options.draft_precision)
+    bodies = [tree_attention.function(options.opset)]
+    if not config.star:
+        bodies.append(dispatch.function(config.experts, config.experts_per_token, options.opset, kind))
+    _prepare(traced, "draft", bodies, metadata, options.draft_precision, options.opset)
     return traced
 
 
@@ -145,14 +151,23 @@ def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
     """The draft phase as a torch module, its parameters empty."""
     token_map = draft_token_map(head, options.draft_vocab)
     size = len(token_map) if token_map is not None else None
+    made: draft.Phase
     if head.config.star:
-        return star.StarGraph(star.StarHead(head.config, options.opset >= 23), size)
-    return draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
+        made = star.StarGraph(star.StarHead(head.config, options.opset >= 23), size)
+    else:
+        made = draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
+    made.head.one_operator = options.draft_precision == "int8"
+    return made
 
 
-def _prepare(traced: Any, name: str, functions: list[Any], metadata: Mapping[str, str], precision: str) -> None:
+def _prepare(
+    traced: Any, name: str, functions: list[onnx.FunctionProto], metadata: Mapping[str, str], precision: str, opset: int
+) -> None:
     passes.simplify(traced)
     passes.fuse_projections(traced)
     if precision == "int8":
-        quantize.quantize_products(traced)
-    passes.finish(traced, name, functions, metadata)
+        fuse.fuse_layers(traced)
+        functions = [*functions, *quantize.quantize_products(traced, opset), *fuse.functions(opset)]
+    # bodies of operators that the graph has; passes may have replaced some
+    used = {node.op_type for node in traced.graph}
+    passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

@@ -86,6 +86,7 @@ class Layer(nn.Module):
     def __init__(self, config: HeadConfig, fused: bool) -> None:
         super().__init__()
         c, self.config, self.fused = config, config, fused
+        self.one_operator = False  # attention as `graph.tree_attention` writes it
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.fc = nn.Linear(2 * c.hidden, c.hidden, bias=c.fc_bias)
         self.q_proj = nn.Linear(c.hidden, q, bias=c.qkv_bias)
@@ -108,12 +109,35 @@ class Layer(nn.Module):
         kv = self.config.kv_heads
         return self._rotate(self._heads(self.k_proj(x), kv), position_ids), self._heads(self.v_proj(x), kv)
 
+    def past(self, key: Tensor, value: Tensor, length: Tensor) -> Part:
+        """The cache, [batch, kv_heads, capacity, head_dim], of which each sequence has filled `length` slots, [batch]."""
+        if self.one_operator:
+            return Part(key, value, length)
+        slots = torch.arange(key.shape[2], device=key.device)
+        return Part(key, value, additive_mask((slots[None, :] < length[:, None])[:, None, None, :], key.dtype))
+
+    def beside(self, key: Tensor, value: Tensor, visible: Tensor) -> Part:
+        """Rows of this call, and which of them the queries see: [batch, 1 or queries, rows]."""
+        if self.one_operator:
+            return Part(key, value, visible)
+        mask, groups = additive_mask(visible, key.dtype), self.config.heads // self.config.kv_heads
+        return Part(key, value, mask[:, None] if visible.shape[1] == 1 else tile_groups(mask, groups))
+
+    def _seen(self, query: Tensor, parts: list[Part]) -> Tensor:
+        """Attention, [batch, rows, heads * head_dim]; `parts` as `past` and `beside` made them."""
+        scaling = self.config.head_dim**-0.5
+        if not self.one_operator:
+            return attention(query, parts, scaling, bitwise=False).transpose(1, 2).flatten(2)
+        past, *new = parts
+        key, value = torch.cat([part.key for part in new], 2), torch.cat([part.value for part in new], 2)
+        visible = torch.cat([part.mask.expand(-1, query.shape[2], -1) for part in new], -1)
+        return operators.attend(query, past.key, past.value, key, value, past.mask, visible, scaling).flatten(2)
+
     def attend(self, x: Tensor, position_ids: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
         """Inputs [batch, rows, hidden] after attention, and the same normed, [batch * rows, hidden]."""
         c = self.config
         query = self._rotate(self._heads(self.q_proj(x), c.heads), position_ids)
-        seen = attention(query, parts, c.head_dim**-0.5, bitwise=False).transpose(1, 2).flatten(2)
-        x = x + self.o_proj(seen)
+        x = x + self.o_proj(self._seen(query, parts))
         return x, (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, c.norm_eps).flatten(0, 1)
 
 
@@ -188,15 +212,11 @@ class Phase(nn.Module):
             the last row's input [batch, 1, hidden] and position [batch, 1]; what the tree attends to besides itself; new keys
             and values
         """
-        x, dtype, device = self._input(input_ids, hidden_states), hidden_states.dtype, input_ids.device
+        x = self._input(input_ids, hidden_states)
         new_key, new_value = self.head.keys_values(x, position_ids)
-        slots, rows = torch.arange(past_key.shape[2], device=device), torch.arange(input_ids.shape[1], device=device)
-        in_past = (slots[None, :] < past_length[:, None])[:, None, None, :]
-        in_rows = (rows[None, :] <= last_row[:, None])[:, None, None, :]
-        parts = [
-            Part(past_key, past_value, additive_mask(in_past, dtype)),
-            Part(new_key, new_value, additive_mask(in_rows, dtype)),
-        ]
+        rows = torch.arange(input_ids.shape[1], device=input_ids.device)
+        in_rows = (rows[None, :] <= last_row[:, None])[:, None, :]
+        parts = [self.head.past(past_key, past_value, past_length), self.head.beside(new_key, new_value, in_rows)]
         return pick(x, last_row[:, None]), torch.gather(position_ids, 1, last_row[:, None]), parts, new_key, new_value
 
 
@@ -230,8 +250,7 @@ class DraftGraph(Phase):
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
-        head, width, dtype, device = self.head, self.shape.top_k, hidden_states.dtype, input_ids.device
-        groups = head.config.heads // head.config.kv_heads
+        head, width, device = self.head, self.shape.top_k, input_ids.device
         last, position, parts, new_key, new_value = self._first(
             input_ids, hidden_states, position_ids, last_row, past_length, past_key, past_value
         )
@@ -256,8 +275,7 @@ class DraftGraph(Phase):
                 position = position + 1
                 key, value = head.keys_values(x, position.expand(-1, width))
                 keys, values = [*keys, key], [*values, value]
-                mask = tile_groups(additive_mask(ancestors, dtype), groups)
-                tree = Part(torch.cat(keys, 2), torch.cat(values, 2), mask)
+                tree = head.beside(torch.cat(keys, 2), torch.cat(values, 2), ancestors)
                 parallel = round_ == self.shape.depth - 2
                 features, right = head.features(x, position.expand(-1, width), [*parts, tree], parallel)
                 if parallel:

@@ -15,6 +15,7 @@ from onnxscript import opset23
 from torch import Tensor
 
 from jakiro_export.graph import dispatch
+from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
 
 
 @torch.library.custom_op("jakiro::rms_norm", mutates_args=())
@@ -55,6 +56,42 @@ def _(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: in
     return torch.empty_like(x), torch.empty_like(x)
 
 
+@torch.library.custom_op("jakiro::attend", mutates_args=())
+def attend(
+    query: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    past_length: Tensor,
+    visible: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Attention over a cache and the call's rows; shapes in `graph.tree_attention`."""
+    slots = torch.arange(past_key.shape[2], device=query.device)
+    past_mask = additive_mask((slots[None, :] < past_length[:, None])[:, None, None, :], query.dtype)
+    new_mask = tile_groups(additive_mask(visible, query.dtype), query.shape[1] // past_key.shape[1])
+    parts = [
+        Part(past_key, cached_values(past_value, True), past_mask),
+        Part(new_key, cached_values(new_value, True), new_mask),
+    ]
+    return attention(query, parts, scaling, True).transpose(1, 2).contiguous()
+
+
+@attend.register_fake
+def _(
+    query: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    past_length: Tensor,
+    visible: Tensor,
+    scaling: float,
+) -> Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+
+
 _JAKIRO = onnxscript.values.Opset(dispatch.DOMAIN, dispatch.VERSION)
 
 
@@ -72,8 +109,22 @@ def _onnx_dispatch(x: Any, router_logits: Any, gate_up: Any, down: Any, top_k: i
     )
 
 
+def _onnx_attend(
+    query: Any,
+    past_key: Any,
+    past_value: Any,
+    new_key: Any,
+    new_value: Any,
+    past_length: Any,
+    visible: Any,
+    scaling: float,
+) -> Any:
+    return _JAKIRO.TreeAttention(query, past_key, past_value, new_key, new_value, past_length, visible, scaling=scaling)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.jakiro.rms_norm.default: _onnx_rms_norm,
     torch.ops.jakiro.rotary.default: _onnx_rotary,
     torch.ops.jakiro.expert_dispatch.default: _onnx_dispatch,
+    torch.ops.jakiro.attend.default: _onnx_attend,
 }

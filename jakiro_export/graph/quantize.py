@@ -1,27 +1,75 @@
-"""Row-by-row int8: products with constant weights in integers, in standard operators.
+"""Row-by-row int8: products with constant weights in bytes, one operator each with a body in standard operators.
 
-Weights are quantised once, an output channel at a time; activations in the graph, a row at a time, so that a row's result does
+    RowInt8MatMul(x [..., in], rotation [block, block], weight [out / 16, in / 4, 16, 4], scales [out]) -> [..., out]
+
+Weights are quantised once, an output channel at a time; activations in the operator, a row at a time, so that a row's result does
 not depend on the rows beside it (per-tensor scales would: speculative and plain decoding would then differ). Integer sums are
 exact in any order, and what is left around them works element by element: a bitwise engine stays bitwise.
 
-Both operands are unsigned with zero point 128. Signed weights would do, but processors with AVX2 and no VNNI multiply unsigned by
-signed bytes with saturation.
+A few entries of an activation are far larger than the rest and would leave the others few steps. So rows are rotated first,
+`block` entries at a time, by a Hadamard matrix, which spreads such an entry over its block; the weights were rotated the same way
+when they were written, and the product stays what it was.
+
+Both operands of the body are unsigned with zero point 128. Signed weights would do, but processors with AVX2 and no VNNI multiply
+unsigned by signed bytes with saturation. The layout of the weights is that of the runtime's kernel (`jakiro_runtime/kernels`);
+ONNX Runtime folds the body's transposition when it loads the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
+from jakiro_export.graph import dispatch, fuse
+from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer, drop_unused_initializers, lazy
-from jakiro_export.weights import Transposed, Weight
+from jakiro_export.weights import Array, Reshaped, Stacked, Transposed, Weight
 
+NAME = "RowInt8MatMul"
 _ZERO = 128
 _LEAST = 2.0**-100  # a row of zeros is divided by this
+_LANES, _SIDE = 16, 4  # outputs and inputs that lie side by side
+
+
+def hadamard(size: int) -> np.ndarray:
+    """The normalised Hadamard matrix [size, size] of a power of two: symmetric, and its own inverse."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.sqrt(size)).astype(np.float32)
+
+
+def block_of(width: int) -> int:
+    """How many entries of a row of `width` are rotated together: the largest power of two that divides it, at most 64."""
+    return min(64, width & -width)
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """A matrix [out, in] whose rows are rotated as `RowInt8MatMul` rotates activations."""
+
+    weight: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def panels(self) -> Iterator[np.ndarray]:
+        block = block_of(self.shape[1])
+        for panel in self.weight.panels():
+            rows = panel.astype(np.float32)
+            yield (rows.reshape(-1, block) @ hadamard(block)).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -63,45 +111,129 @@ class ChannelScales:
             yield _scales(panel.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Tiled:
+    """A matrix [out, in] as [out / 16, in / 4, 16, 4]: what one instruction multiplies lies side by side."""
+
+    weight: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, columns = self.weight.shape
+        return (rows // _LANES, columns // _SIDE, _LANES, _SIDE)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.weight.dtype
+
+    def panels(self) -> Iterator[np.ndarray]:
+        left = np.empty((0, self.weight.shape[1]), self.dtype)
+        for panel in self.weight.panels():
+            rows = np.concatenate([left, panel])
+            whole = len(rows) // _LANES * _LANES
+            left = rows[whole:]
+            if whole:
+                yield rows[:whole].reshape(-1, _LANES, rows.shape[1] // _SIDE, _SIDE).swapaxes(1, 2)
+
+
 def _scales(rows: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(rows).max(1), np.float32(_LEAST)) / np.float32(127)
 
 
-def quantize_products(model: ir.Model) -> int:
-    """Every product of a float32 activation with a constant matrix becomes one of bytes; how many there were."""
-    graph, count = model.graph, 0
-    activations: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
+    """Every product of a float32 activation with a constant matrix becomes one of bytes, where its sizes can be tiled.
+
+    Returns:
+        the operator's body, where it was used
+    """
+    graph, used = model.graph, False
     for node in list(graph):
+        if node.op_type == dispatch.NAME and _quantize_experts(model, node):
+            used = True
+            continue
         channels = _channels(node)
         if channels is None or channels.dtype != np.float32 or len(channels.shape) != 2:
             continue
-        data, matrix = node.inputs[0], node.inputs[1]
+        if channels.shape[0] % _LANES or channels.shape[1] % _SIDE:
+            continue  # a router's few outputs
+        data, matrix, output = node.inputs[0], node.inputs[1], node.outputs[0]
         assert data is not None
         assert matrix is not None
-        nodes: list[ir.Node] = []
-        if data not in activations:
-            activations[data] = _quantized_rows(model, data, nodes)
-        rows, scale = activations[data]
-        zero = _constant(model, "zero_point", np.array(_ZERO, np.uint8))
-        bytes_ = add_initializer(model, f"{matrix.name}.bytes", Transposed(Channels(channels)))
-        scales = add_initializer(model, f"{matrix.name}.scales", ChannelScales(channels))
-        product = _append(nodes, "MatMulInteger", rows, bytes_, zero, zero)
-        real = _append(nodes, "Cast", product, attributes={"to": ir.DataType.FLOAT})
-        by_row = _append(nodes, "Mul", real, scale)
-        result = _append(nodes, "Mul", by_row, scales)
-        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-            result = _append(nodes, "Add", result, node.inputs[2])
-        graph.insert_before(node, nodes)
-        output = node.outputs[0]
-        result.shape, result.type = output.shape, output.type
         if output in graph.outputs:
             raise NotImplementedError("a product that is an output of the graph")
+        nodes = [_product(model, data, channels, str(matrix.name))]
+        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes.append(ir.node("Add", [nodes[0].outputs[0], node.inputs[2]]))
+        graph.insert_before(node, nodes)
+        result = nodes[-1].outputs[0]
+        result.shape, result.type = output.shape, output.type
         output.replace_all_uses_with(result)
         graph.remove(node, safe=True)
-        count += 1
+        used = True
     drop_unused_initializers(model)
     common.NameFixPass()(model)
-    return count
+    return [function(opset)] if used else []
+
+
+def _product(model: ir.Model, data: ir.Value, channels: Weight, name: str) -> ir.Node:
+    block, rotated = block_of(channels.shape[1]), Rotated(channels)
+    inputs = [
+        data,
+        add_initializer(model, f"rotation_{block}", Array(hadamard(block))),
+        add_initializer(model, f"{name}.bytes", Tiled(Channels(rotated))),
+        add_initializer(model, f"{name}.scales", ChannelScales(rotated)),
+    ]
+    return ir.node(NAME, inputs, domain=DOMAIN)
+
+
+def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
+    """A mixture that uses every expert for every row becomes products of bytes and what is between them. Whether it did."""
+    x, router_logits, *matrices = node.inputs
+    gate_up, down = (lazy(matrix) for matrix in matrices)
+    assert x is not None
+    assert router_logits is not None
+    assert isinstance(gate_up, Reshaped)
+    assert isinstance(down, Reshaped)
+    assert isinstance(down.weight, Stacked)
+    experts, width, hidden = gate_up.shape
+    if node.attributes.get_int("top_k") != experts or hidden % _LANES or width % (2 * _LANES):
+        return False
+    nodes: list[ir.Node] = []
+
+    def add(op: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> list[ir.Value]:
+        nodes.append(ir.node(op, list(inputs), attributes=attributes, num_outputs=outputs))
+        return list(nodes[-1].outputs)
+
+    def product(data: ir.Value, channels: Weight, name: str) -> ir.Value:
+        nodes.append(_product(model, data, channels, name))
+        return nodes[-1].outputs[0]
+
+    # one product for the gates and ups of all experts, which have one input
+    names = [str(matrix.name) for matrix in matrices if matrix is not None]
+    both = product(x, Reshaped(gate_up.weight, (experts * width, hidden)), names[0])
+    inner = add("Split", both, outputs=experts, axis=-1, num_outputs=experts)
+    results = []
+    for expert, weight in enumerate(down.weight.parts):
+        nodes.append(ir.node(fuse.SWIGLU, [inner[expert]], domain=DOMAIN))
+        results.append(product(nodes[-1].outputs[0], weight, f"{names[1]}.{expert}"))
+    widths = add_initializer(model, "router_parts", Array(np.array([experts, 2])))
+    logits = add("Split", router_logits, widths, outputs=2, axis=-1)
+    shares = add("Split", *add("Softmax", logits[0], axis=-1), outputs=experts, axis=-1, num_outputs=experts)
+    parts = [add("Mul", share, result)[0] for share, result in zip(shares, results, strict=True)]
+    primary = parts[0]
+    for part in parts[1:]:
+        primary = add("Add", primary, part)[0]
+    made = [primary]
+    if node.outputs[1].uses():
+        left, right = add("Split", *add("Softmax", logits[1], axis=-1), outputs=2, axis=-1, num_outputs=2)
+        difference = add("Sub", *add("Mul", left, results[0]), *add("Mul", right, results[1]))[0]
+        made += add("Where", *add("Greater", left, right), difference, *add("Neg", difference))
+    model.graph.insert_before(node, nodes)
+    for output, new in zip(node.outputs, made, strict=False):
+        new.shape, new.type = output.shape, output.type
+        output.replace_all_uses_with(new)
+    model.graph.remove(node, safe=True)
+    return True
 
 
 def _channels(node: ir.Node) -> Weight | None:
@@ -114,30 +246,53 @@ def _channels(node: ir.Node) -> Weight | None:
     return weight.weight if isinstance(weight, Transposed) else None
 
 
-def _quantized_rows(model: ir.Model, data: ir.Value, nodes: list[ir.Node]) -> tuple[ir.Value, ir.Value]:
-    """Rows as bytes around 128, and the scale of each row; one quantisation for every product of the same rows."""
-    axis = _constant(model, "last_axis", np.array([-1], np.int64))
-    least = _constant(model, "least_magnitude", np.array(_LEAST, np.float32))
-    full = _constant(model, "byte_range", np.array(127, np.float32))
-    zero = _constant(model, "zero_point_float", np.array(_ZERO, np.float32))
-    size = _append(nodes, "ReduceMax", _append(nodes, "Abs", data), axis, attributes={"keepdims": 1})
-    scale = _append(nodes, "Div", _append(nodes, "Max", size, least), full)
-    steps = _append(nodes, "Round", _append(nodes, "Div", data, scale))
-    rows = _append(nodes, "Cast", _append(nodes, "Add", steps, zero), attributes={"to": ir.DataType.UINT8})
-    return rows, scale
+def _schema() -> onnx.defs.OpSchema:
+    schema = onnx.defs.OpSchema
+    kinds = {"x": "tensor(float)", "rotation": "tensor(float)", "weight": "tensor(uint8)", "scales": "tensor(float)"}
+    return schema(
+        NAME,
+        DOMAIN,
+        1,
+        doc="Rows, rotated and quantised one by one, times a matrix in bytes.",
+        inputs=[schema.FormalParameter(name, kind) for name, kind in kinds.items()],
+        outputs=[schema.FormalParameter("y", "tensor(float)")],
+    )
 
 
-def _append(nodes: list[ir.Node], kind: str, *inputs: ir.Value, attributes: dict[str, object] | None = None) -> ir.Value:
-    node = ir.node(kind, list(inputs), attributes=attributes)  # type: ignore[arg-type]
-    nodes.append(node)
-    return node.outputs[0]
+if not onnx.defs.has(NAME, DOMAIN):
+    onnx.defs.register_schema(_schema())
 
 
-def _constant(model: ir.Model, name: str, value: np.ndarray) -> ir.Value:
-    existing = model.graph.initializers.get(name)
-    if existing is not None:
-        return existing
-    tensor = ir.Tensor(value, name=name)
-    made = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(made)
-    return made
+def function(opset: int) -> onnx.FunctionProto:
+    """The operator's body in standard ONNX operators."""
+    nodes: list[onnx.NodeProto] = []
+
+    def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(name: str, value: Any) -> str:
+        return add("Constant", [], name, value=numpy_helper.from_array(np.asarray(value), name))
+
+    last, zero = constant("last", np.array([-1], np.int64)), constant("zero", np.array(_ZERO, np.uint8))
+    # the rotation, `block` entries of a row at a time
+    add("Split", [add("Shape", ["rotation"], "rotation_shape"), constant("halves", np.array([1, 1], np.int64))], "block", axis=0)
+    nodes[-1].output.append("block_again")
+    add("Concat", [last, "block"], "blocks", axis=0)
+    add("MatMul", [add("Reshape", ["x", "blocks"], "in_blocks"), "rotation"], "rotated_blocks")
+    rotated = add("Reshape", ["rotated_blocks", add("Shape", ["x"], "shape")], "rotated")
+    # rows as bytes around 128, and the scale of each row
+    size = add("ReduceMax", [add("Abs", [rotated], "sizes"), last], "size", keepdims=1)
+    least = add("Max", [size, constant("least", np.array(_LEAST, np.float32))], "positive")
+    scale = add("Div", [least, constant("full", np.array(127, np.float32))], "scale")
+    steps = add("Round", [add("Div", [rotated, scale], "in_steps")], "steps")
+    around = add("Add", [steps, constant("middle", np.array(_ZERO, np.float32))], "around")
+    rows = add("Cast", [around], "rows", to=onnx.TensorProto.UINT8)
+    # the weights as a matrix [in, out]
+    add("Concat", [last, add("Shape", ["scales"], "outs")], "matrix_shape", axis=0)
+    matrix = add("Reshape", [add("Transpose", ["weight"], "turned", perm=[1, 3, 0, 2]), "matrix_shape"], "matrix")
+    sums = add("Cast", [add("MatMulInteger", [rows, matrix, zero, zero], "product")], "sums", to=onnx.TensorProto.FLOAT)
+    add("Mul", [add("Mul", [sums, scale], "by_row"), "scales"], "y")
+    return helper.make_function(
+        DOMAIN, NAME, ["x", "rotation", "weight", "scales"], ["y"], nodes, [helper.make_opsetid("", opset)]
+    )

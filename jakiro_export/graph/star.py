@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jakiro_export.graph.attention import Part, additive_mask, tile_groups
+from jakiro_export.graph.attention import Part
 from jakiro_export.graph.draft import HeadConfig, Layer, Phase, TreeShape
 
 # The published tree: a node is the ranks of the candidates on the way to it.
@@ -101,8 +101,7 @@ class StarGraph(Phase):
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
-        head, dtype = self.head, hidden_states.dtype
-        groups = head.config.heads // head.config.kv_heads
+        head = self.head
         last, position, parts, new_key, new_value = self._first(
             input_ids, hidden_states, position_ids, last_row, past_length, past_key, past_value
         )
@@ -129,7 +128,7 @@ class StarGraph(Phase):
             key, value = head.keys_values(x, position.expand(-1, width))
             keys, values = [*keys, key], [*values, value]
             sees = self.get_buffer(f"sees_{level}").expand(tokens.shape[0], -1, -1)
-            tree = Part(torch.cat(keys, 2), torch.cat(values, 2), tile_groups(additive_mask(sees, dtype), groups))
+            tree = head.beside(torch.cat(keys, 2), torch.cat(values, 2), sees)
             features = head.predictions(x, position.expand(-1, width), [*parts, tree])
         tree_parents = self.get_buffer("parents")[None] + torch.zeros_like(last_row)[:, None]
         return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1), new_key, new_value

@@ -10,7 +10,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
@@ -22,18 +22,30 @@ from jakiro_export.graph import operators, repeat
 from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
 
 ATTENTION = "jakiro_two_part"
+# How attention is written: with sums in any order, with exact sums, or as one operator (`graph.tree_attention`)
+Form = Literal["numerical", "bitwise", "operator"]
 KNOWN_TO_WORK = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 class ReadOnlyCache(Cache):
     """A cache that is only read: `update` keeps this call's rows aside and returns them alone.
 
-    The attention function finds the past beside them, by layer.
+    The attention function finds the past beside them, by layer, and who sees whom: `past_length` and `visible` for attention in
+    one operator, `past_mask` otherwise.
     """
 
-    def __init__(self, past_keys: list[Tensor], past_values: list[Tensor], past_mask: Tensor, bitwise: bool) -> None:
+    def __init__(
+        self,
+        past_keys: list[Tensor],
+        past_values: list[Tensor],
+        past_mask: Tensor,
+        past_length: Tensor,
+        visible: Tensor,
+        form: Form,
+    ) -> None:
         super().__init__(layers=[])
-        self.past_keys, self.past_values, self.past_mask, self.bitwise = past_keys, past_values, past_mask, bitwise
+        self.past_keys, self.past_values, self.past_mask = past_keys, past_values, past_mask
+        self.past_length, self.visible, self.form = past_length, visible, form
         self.new_keys: list[Tensor] = [None] * len(past_keys)  # type: ignore[list-item]
         self.new_values: list[Tensor] = [None] * len(past_keys)  # type: ignore[list-item]
 
@@ -41,7 +53,7 @@ class ReadOnlyCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         self.new_keys[layer_idx] = key_states
-        self.new_values[layer_idx] = cached_values(value_states, self.bitwise)
+        self.new_values[layer_idx] = cached_values(value_states, self.form == "bitwise")
         return key_states, self.new_values[layer_idx]
 
 
@@ -67,11 +79,11 @@ class _SelectRows(nn.Module):
 class TargetGraph(nn.Module):
     """The target under the graph contract: ids, positions, tree mask and cache in; logits, features and new rows out."""
 
-    def __init__(self, model: nn.Module, bitwise: bool) -> None:
+    def __init__(self, model: nn.Module, form: Form) -> None:
         super().__init__()
         config: Any = model.config
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.bitwise = bitwise
+        self.form = form
         self.select = _SelectRows(model.get_output_embeddings())  # type: ignore[operator]
         model.set_output_embeddings(self.select)  # type: ignore[operator]
         self.model = model
@@ -94,7 +106,7 @@ class TargetGraph(nn.Module):
         slots = torch.arange(past_keys[0].shape[2], device=input_ids.device)
         past_mask = additive_mask((slots[None, :] < past_length[:, None])[:, None, None, :], dtype)
         new_mask = tile_groups(additive_mask(tree_mask, dtype), self.groups)
-        cache = ReadOnlyCache(past_keys, past_values, past_mask, self.bitwise)
+        cache = ReadOnlyCache(past_keys, past_values, past_mask, past_length, tree_mask, self.form)
         self.select.logit_rows = logit_rows
         with _attention_over(cache):
             logits = self.model(
@@ -138,12 +150,15 @@ def _attention(
     if softcap is not None or s_aux is not None:
         raise ExportError("This target's attention caps its scores or adds sinks, which the exporter does not support.")
     cache, layer = _current[-1], module.layer_idx
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if cache.form == "operator":
+        past = cache.past_keys[layer], cache.past_values[layer]  # type: ignore[index]
+        return operators.attend(query, *past, key, value, cache.past_length, cache.visible, scale), None
     parts = (
         Part(cache.past_keys[layer], cache.past_values[layer], cache.past_mask),  # type: ignore[index]
         Part(key, value, attention_mask),
     )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attention(query, parts, scale, cache.bitwise).transpose(1, 2), None
+    return attention(query, parts, scale, cache.form == "bitwise").transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -261,19 +276,19 @@ def _is_plain_rotary(rotate: Any) -> bool:
         return False
 
 
-def trace(model: nn.Module, opset: int, bitwise: bool) -> ir.Model:
+def trace(model: nn.Module, opset: int, form: Form) -> ir.Model:
     """The target's ONNX graph, without weight values: initializers carry the parameters' names.
 
     Returns:
         the contract's inputs, outputs and axis names. Layers that differ in nothing but their weights are traced once.
     """
-    graph = TargetGraph(model, bitwise)
+    graph = TargetGraph(model, form)
     config: Any = model.config
     found, count = repeat.layer_list(model), config.num_hidden_layers
     if found is None or count <= repeat.TRACED or not repeat.are_alike(found[1]):
         return _trace(graph, opset)
     short = build_meta(repeat.shortened(config), next(model.parameters()).dtype)
-    traced = _trace(TargetGraph(short, bitwise), opset)
+    traced = _trace(TargetGraph(short, form), opset)
     repeat.repeat_last_layer(traced, f"model.{found[0]}", count)
     return traced
 
@@ -281,11 +296,11 @@ def trace(model: nn.Module, opset: int, bitwise: bool) -> ir.Model:
 def _trace(graph: TargetGraph, opset: int) -> ir.Model:
     graph.eval()
     model: Any = graph.model
-    config, bitwise = model.config, graph.bitwise
+    config = model.config
     layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = next(model.parameters()).dtype
-    values = torch.float64 if bitwise else dtype
+    values = torch.float64 if graph.form == "bitwise" else dtype
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 
 from jakiro_export.errors import ExportError
+from jakiro_export.tensorrt import versions
 from jakiro_export.tensorrt.graphs import Graph, Tensor
 from jakiro_export.tensorrt.profiles import Profile
+from jakiro_runtime.backend.tensorrt import register
 
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
@@ -85,12 +87,19 @@ def onnxruntime_runner(path: Path) -> Run:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def check_engine(path: Path, graph: Graph, profiles: list[Profile], vocab: int, precision: str) -> list[dict[str, Any]]:
+def check_engine(
+    path: Path, graph: Graph, profiles: list[Profile], vocab: int, precision: str, plugin: Path | None = None
+) -> list[dict[str, Any]]:
     """Runs an engine on this machine's GPU, each profile at its typical lengths. Not run on a GPU.
+
+    plugin: the library that the engine was built with
 
     Raises:
         ExportError: Polygraphy or onnxruntime is missing
+        EngineError: TensorRT does not load the plugin library
     """
+    if plugin is not None:
+        register(versions.load("tensorrt").module, plugin)
     try:
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner

@@ -23,7 +23,7 @@ from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.tensorrt import graphs, memory, versions
 from jakiro_export.tensorrt.profiles import Limits, Profile, profiles
 from jakiro_export.tensorrt.worker import Job
-from jakiro_runtime.manifest import Manifest, record
+from jakiro_runtime.manifest import FileRecord, Manifest, record
 
 AHEAD_OF_TIME = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability of 1.7.1
 _ON_DEVICE = {87: "Jetson Orin", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor"}
@@ -150,6 +150,7 @@ def build(directory: Path, steps: list[Step], say: Say) -> None:
             say(f"Building {step.title}")
             figures = built[step.name] = run(step, first)
             say(f"  {figures['engine_bytes'] / 1e6:.1f} MB, {figures['layers']} layers, {figures['seconds']:.0f} s")
+        records = {file.name: record(file) for file in sorted(first.iterdir())}
         for other in others:
             for file in first.iterdir():
                 _link(file, other / file.name)
@@ -158,7 +159,7 @@ def build(directory: Path, steps: list[Step], say: Say) -> None:
             _forget(directory, final.name)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _remember(directory, steps, sm, built)
+            _remember(directory, steps, sm, built, records)
     except BaseException:
         for partial in partials.values():
             shutil.rmtree(partial, ignore_errors=True)
@@ -252,11 +253,12 @@ def _forget(directory: Path, sm: str) -> None:
     manifest.write(directory)
 
 
-def _remember(directory: Path, steps: list[Step], number: int, built: dict[str, dict[str, Any]]) -> None:
+def _remember(
+    directory: Path, steps: list[Step], number: int, built: dict[str, dict[str, Any]], records: dict[str, FileRecord]
+) -> None:
     first, sm = steps[0], f"sm{number}"
     manifest = Manifest.read(directory)
-    for file in sorted((directory / "tensorrt" / sm).iterdir()):
-        manifest.files[f"tensorrt/{sm}/{file.name}"] = record(file)
+    manifest.files.update({f"tensorrt/{sm}/{name}": found for name, found in records.items()})
     api = versions.load(first.kind)
     manifest.extra.setdefault("tensorrt", {})[sm] = {
         "runtime": first.kind,

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 
 from jakiro_runtime import Engine
 from jakiro_runtime.backend import cuda_memory, gpu
+from jakiro_runtime.manifest import Manifest
 
 
 @pytest.fixture
@@ -35,8 +36,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture
 def directory(half_engine: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the half-precision engine, built for the fake GPU."""
-    return built_for(Path(shutil.copytree(half_engine, tmp_path / "engine")), monkeypatch)
+    """A copy of the half-precision engine, built for the fake GPU; its answers go on until they are as long as was asked for."""
+    copy = Path(shutil.copytree(half_engine, tmp_path / "engine"))
+    manifest = Manifest.read(copy)
+    manifest.model.eos_token_ids = []
+    manifest.write(copy)
+    return built_for(copy, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -74,4 +79,6 @@ def plugin(plugin_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def reference(half_engine: Path) -> Engine:
     """The same engine on the CPU, with one thread as the fake TensorRT has."""
-    return Engine.open(half_engine, "onnxruntime", threads=1)
+    engine = Engine.open(half_engine, "onnxruntime", threads=1)
+    engine.eos_token_ids = frozenset()
+    return engine

@@ -36,12 +36,32 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger: Any = logger
 
-    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
         try:
-            return Engine(json.loads(data))
+            return Engine(json.loads(bytes(memoryview(data))))
         except ValueError:
             self.logger.log(ILogger.Severity.ERROR, "the plan is of another version.")
             return None
+
+
+class Registry:
+    """Refuses plugins that it knows, as TensorRT does."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+
+    def load_library(self, path: str) -> object | None:
+        if path in self.known:
+            return None
+        self.known.append(path)
+        return object()
+
+
+registry = Registry()
+
+
+def get_plugin_registry() -> Registry:
+    return registry
 
 
 def session(path: str) -> Any:

@@ -88,6 +88,15 @@ def test_no_cuda_bindings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "pip install cuda-bindings" in said("--engine", directory, "--backend", "tensorrt")
 
 
+def test_a_plugin_is_registered_once(directory: Path, plugin: Path) -> None:
+    manifest = Manifest.read(directory)
+    manifest.extra["tensorrt"]["sm87"]["dispatch"] = "plugin"
+    manifest.write(directory)
+    for _ in range(2):
+        Engine.open(directory, "tensorrt", plugin=plugin)
+    assert fake_tensorrt.registry.known == [str(plugin)]
+
+
 def test_no_plugin_where_one_was_used(directory: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(directory)
     manifest.extra["tensorrt"]["sm87"]["dispatch"] = "plugin"
@@ -99,9 +108,13 @@ def test_no_plugin_where_one_was_used(directory: Path, tmp_path: Path) -> None:
     assert "does not load" in said("--engine", directory, "--backend", "tensorrt", "--plugin", missing)
 
 
-def test_a_record_that_makes_no_sense(directory: Path) -> None:
+@pytest.mark.parametrize("lost", ["runtime", "graphs", "file"])
+def test_a_record_that_makes_no_sense(directory: Path, lost: str) -> None:
     manifest = Manifest.read(directory)
-    del manifest.extra["tensorrt"]["sm87"]["runtime"]
+    if lost == "file":
+        del manifest.files["tensorrt/sm87/draft.engine"]
+    else:
+        del manifest.extra["tensorrt"]["sm87"][lost]
     manifest.write(directory)
     assert "run jakiro-build again" in said("--engine", directory, "--backend", "tensorrt")
 

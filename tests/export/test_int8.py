@@ -14,6 +14,7 @@ from jakiro_export.graph import quantize
 from jakiro_export.graph.quantize import Channels, ChannelScales
 from jakiro_export.weights import Array
 from jakiro_runtime import Engine, Sampling
+from jakiro_runtime.backend import onnxruntime as onnxruntime_backend
 from oracle import with_oracle
 
 
@@ -48,8 +49,9 @@ def differs(engine: Engine) -> bool:
 def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:
     kinds = [node.op_type for node in onnx.load(tiny_int8 / "target.onnx", load_external_data=False).graph.node]
     layers = 3
-    assert kinds.count("MatMulInteger") == 4 * layers + 1  # q k v, o, gate up, down; logits
-    assert kinds.count("ReduceMax") >= 4 * layers + 1
+    assert kinds.count("RowInt8MatMul") == 4 * layers + 1  # q k v, o, gate up, down; logits
+    assert kinds.count("TreeAttention") == layers
+    assert not {"MatMul", "Gemm"} & set(kinds)
     engine = Engine.open(tiny_int8)
     assert engine.manifest.bitwise
     assert engine.manifest.precision == {"target": "int8", "draft": "int8"}
@@ -60,11 +62,15 @@ def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None
 def test_one_scale_for_all_rows_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_target: Path, tiny_head: Path
 ) -> None:
-    constant = quantize._constant
+    by_row = quantize.function
 
-    def every_axis(model: object, name: str, value: np.ndarray) -> object:
-        return constant(model, name, np.array([-2, -1]) if name == "last_axis" else value)  # type: ignore[arg-type]
+    def for_all_rows(opset: int) -> onnx.FunctionProto:
+        body = by_row(opset)
+        largest = next(node for node in body.node if node.op_type == "ReduceMax")
+        del largest.input[1:]  # every axis
+        return body
 
-    monkeypatch.setattr(quantize, "_constant", every_axis)
+    monkeypatch.setattr(quantize, "function", for_all_rows)
+    monkeypatch.setattr(onnxruntime_backend, "library", lambda: None)
     out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="int8", verify=False)
     assert differs(Engine.open(out))

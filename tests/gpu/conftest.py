@@ -48,7 +48,7 @@ def directory(request: pytest.FixtureRequest, device: gpu.Device) -> Path:
         target, head = tiny.make_target(WORK / "tiny-target"), tiny.make_head(WORK / "tiny-head")
         return tiny.make_engine(out, target, head, precision="fp16", bitwise=False, opset=opset)
     command = [sys.executable, "-m", "jakiro_export.cli", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
-    options = ["--precision", "fp16", "--opset", str(opset), "--nodes", "31", "--max-context", "2048"]
+    options = ["--precision", "fp16", "--opset", str(opset), "--nodes", "31", "--max-context", "2048", "--no-build"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

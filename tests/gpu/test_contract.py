@@ -13,6 +13,7 @@ import checks
 import plugin_library
 import pytest
 
+from jakiro_export.tensorrt.building import AHEAD_OF_TIME
 from jakiro_runtime import Engine
 from jakiro_runtime.backend import built, gpu
 from jakiro_runtime.backend.cuda_memory import CudaMemory, load_plugin, load_runtime
@@ -36,6 +37,8 @@ def backend(request: pytest.FixtureRequest, directory: Path, device: gpu.Device)
         return name
     if not any(map(find_spec, built.PACKAGES[name])):
         pytest.skip(f"{built.PRODUCTS[name]} is not installed: {built.INSTALL[name]}")
+    if name == "tensorrt-rtx" and device.sm not in AHEAD_OF_TIME:
+        pytest.skip(f"TensorRT-RTX builds nothing for sm{device.sm}")
     mine = built.read(Manifest.read(directory)).get(device.sm)
     if mine is None or mine.runtime != name or mine.plugin:
         jakiro_build(directory, *(["--ahead-of-time", f"sm{device.sm}"] if name == "tensorrt-rtx" else []))

@@ -127,6 +127,7 @@ def test_every_call_exists_in(version: str, libraries: Path) -> None:
     used = set().union(*map(calls, SOURCES))
     unknown = {name for name in used - known if not any(name == only or name.startswith(f"{only}.") for only in RTX_ONLY)}
     assert unknown == set()
+    assert {f"DataType.{name}" for name in jakiro_runtime.backend.tensorrt._TYPES} <= known
 
 
 def test_every_call_exists_in_tensorrt_rtx(rtx: None) -> None:

@@ -44,6 +44,8 @@ def read(manifest: Manifest) -> dict[int, Built]:
                 sm, entry["runtime"], entry["version"], dict(entry["graphs"]), entry.get("limits", {}).get("context"),
                 entry["dispatch"] == "plugin", entry["weights"] == "stripped",
             )  # fmt: skip
+            for file in (found[sm].graphs[graph] for graph in ("target", "draft")):
+                manifest.files[file]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise EngineError(f"engine.json does not say what jakiro-build wrote ({error}); run jakiro-build again.") from error
     return found

@@ -12,6 +12,7 @@ import numpy as np
 from jakiro_runtime.backend import Buffers, Opened, Options
 from jakiro_runtime.backend.host import HostMemory
 from jakiro_runtime.errors import EngineError
+from jakiro_runtime.kernels import library, needed
 from jakiro_runtime.manifest import Manifest
 
 _TYPES = {
@@ -36,7 +37,11 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
 def open_graph(file: Path, threads: int | None = None) -> OnnxRuntimeGraph:
     """Open one ONNX file on the CPU. Raises EngineError as `open_graphs` does."""
     ort = load("onnxruntime")
-    return OnnxRuntimeGraph(open_session(ort, file, session_options(ort, threads), ["CPUExecutionProvider"]))
+    options = session_options(ort, threads)
+    kernels = library() if needed(file) else None
+    if kernels is not None:
+        options.register_custom_ops_library(str(kernels))
+    return OnnxRuntimeGraph(open_session(ort, file, options, ["CPUExecutionProvider"]))
 
 
 def load(package: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from jakiro_runtime.backend import Array, Buffers, Opened, Options, built
 from jakiro_runtime.backend.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
 from jakiro_runtime.backend.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
-from jakiro_runtime.manifest import Manifest
+from jakiro_runtime.manifest import Manifest, verify
 
 # by the name of TensorRT's data type; NumPy has no bfloat16, and nothing here computes with one
 _TYPES = {
     "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_,
     "INT8": np.int8,
 }  # fmt: skip
+
+
+_REGISTERED: set[Path] = set()
 
 
 def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
@@ -34,6 +38,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
         EngineError: there are none, or no GPU, or no library; or the library refuses them
     """
     mine = built.pick(manifest, name)
+    verify(manifest, folder, only=mine.graphs.values())
     trt = built.import_library(name)
     runtime = load_runtime()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None
@@ -43,13 +48,13 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             raise EngineError(
                 "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
             )
-        registry = trt.get_plugin_registry()
-        if registry.load_library(str(options.plugin)) is None:
-            raise EngineError(f"TensorRT does not load the plugin library {options.plugin}; build it on this machine.")
+        register(trt, options.plugin)
     loader = trt.Runtime(logger)
     graphs = []
     for graph in ("target", "draft"):
-        engine = loader.deserialize_cuda_engine((folder / mine.graphs[graph]).read_bytes())
+        # mapped, not read: host memory is what a Jetson's GPU uses too
+        with open(folder / mine.graphs[graph], "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            engine = loader.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
                 f"{built.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} built: "
@@ -59,6 +64,16 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             _refit(trt, logger, engine, folder / manifest.graphs[graph])
         graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
     return Opened(graphs[0], graphs[1], mine.context)
+
+
+def register(trt: Any, plugin: Path) -> None:
+    """Make TensorRT know a plugin library, once a process: it refuses plugins that it knows. Raises EngineError."""
+    registry = trt.get_plugin_registry()
+    if plugin in _REGISTERED:
+        return
+    if registry.load_library(str(plugin)) is None:
+        raise EngineError(f"TensorRT does not load the plugin library {plugin}; build it on this machine, see plugins/README.md.")
+    _REGISTERED.add(plugin)
 
 
 def _logger(trt: Any) -> Any:

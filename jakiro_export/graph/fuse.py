@@ -1,0 +1,142 @@
+"""What stands between an int8 layer's products, as single operators with bodies in standard operators.
+
+    SplitHeads(qkv [batch, rows, heads * head_dim], cos, sin [batch, rows, head_dim / 2], parts [3])
+        -> query, key, value [batch, parts[n], rows, head_dim], query and key rotated by halves
+    SwiGlu(both [..., 2 * inner]) -> [..., inner]: silu of the first half times the second
+
+With a few rows an operator costs more to start than to compute; these two stand for a dozen in every layer. A graph that computes
+something else between its products (norms of queries and keys, biases) keeps its nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+from onnx_ir.passes import common
+
+from jakiro_export.graph.dispatch import DOMAIN
+from jakiro_export.graph.passes import add_initializer
+from jakiro_export.weights import Array
+
+SPLIT_HEADS, SWIGLU = "SplitHeads", "SwiGlu"
+
+
+def _register(name: str, inputs: dict[str, str], outputs: list[str]) -> None:
+    schema = onnx.defs.OpSchema
+    if not onnx.defs.has(name, DOMAIN):
+        ins = [schema.FormalParameter(each, f"tensor({kind})") for each, kind in inputs.items()]
+        outs = [schema.FormalParameter(each, "tensor(float)") for each in outputs]
+        onnx.defs.register_schema(schema(name, DOMAIN, 1, inputs=ins, outputs=outs))
+
+
+_HEADS_IN, _HEADS_OUT = {"qkv": "float", "cos": "float", "sin": "float", "parts": "int64"}, ["query", "key", "value"]
+_register(SPLIT_HEADS, _HEADS_IN, _HEADS_OUT)
+_register(SWIGLU, {"both": "float"}, ["y"])
+
+
+def functions(opset: int) -> list[onnx.FunctionProto]:
+    """The operators' bodies in standard ONNX operators; SplitHeads needs opset 23."""
+
+    def make(name: str, inputs: list[str], outputs: list[str], nodes: list[onnx.NodeProto]) -> onnx.FunctionProto:
+        return helper.make_function(DOMAIN, name, inputs, outputs, nodes, [helper.make_opsetid("", opset)])
+
+    def node(op: str, inputs: list[str], *outputs: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(op, inputs, list(outputs), **attributes)
+
+    def ints(name: str, *values: int) -> onnx.NodeProto:
+        return node("Constant", [], name, value=numpy_helper.from_array(np.array(values, np.int64), name))
+
+    heads = [
+        ints("keep", 0, 0, -1),
+        ints("two", 2),
+        node("Shape", ["cos"], "half", start=2, end=3),
+        node("Mul", ["half", "two"], "dim"),
+        node("Concat", ["keep", "dim"], "by_head", axis=0),
+        node("Reshape", ["qkv", "by_head"], "rows_first"),
+        node("Transpose", ["rows_first"], "heads_first", perm=[0, 2, 1, 3]),
+        node("Split", ["heads_first", "parts"], "q", "k", "value", axis=1),
+        node("RotaryEmbedding", ["q", "cos", "sin"], "query"),
+        node("RotaryEmbedding", ["k", "cos", "sin"], "key"),
+    ]
+    swiglu = [
+        node("Split", ["both"], "gate", "up", axis=-1, num_outputs=2),
+        node("Sigmoid", ["gate"], "open"),
+        node("Mul", ["gate", "open"], "silu"),
+        node("Mul", ["silu", "up"], "y"),
+    ]
+    made = [make(SWIGLU, ["both"], ["y"], swiglu)]
+    return [make(SPLIT_HEADS, list(_HEADS_IN), _HEADS_OUT, heads), *made] if opset >= 23 else made
+
+
+def fuse_layers(model: ir.Model) -> None:
+    """Replace what the two operators compute, where it stands as the usual decoders have it. Float32 graphs only."""
+    for node in list(model.graph):
+        if node.op_type == "Split" and node.attributes.get_int("axis", 0) == -1:
+            fuse = _split_heads if len(node.outputs) == 3 else _swiglu
+            fuse(model, node)
+    common.TopologicalSortPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _only_use(value: ir.Value, op: str) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op else None
+
+
+def _split_heads(model: ir.Model, split: ir.Node) -> None:
+    heads, rotations, results = [], [], []
+    for number, output in enumerate(split.outputs):
+        reshape = _only_use(output, "Reshape")
+        turn = _only_use(reshape.outputs[0], "Transpose") if reshape else None
+        if reshape is None or turn is None or turn.attributes.get_ints("perm") != (0, 2, 1, 3):
+            return
+        shape = reshape.outputs[0].shape
+        if shape is None or len(shape) != 4 or not isinstance(shape[2], int) or not isinstance(shape[3], int):
+            return
+        heads.append(shape[2])
+        result = turn.outputs[0]
+        if number < 2:
+            rotation = _only_use(result, "RotaryEmbedding")
+            if rotation is None or len(rotation.inputs) != 3:
+                return
+            if rotation.attributes.get_int("interleaved", 0) or rotation.attributes.get_int("rotary_embedding_dim", 0):
+                return
+            rotations.append(rotation)
+            result = rotation.outputs[0]
+        results.append(result)
+    if len({tuple(rotation.inputs[1:]) for rotation in rotations}) != 1:
+        return
+    name = "parts_" + "_".join(map(str, heads))
+    parts = add_initializer(model, name, Array(np.array(heads, np.int64)))
+    made = ir.node(SPLIT_HEADS, [split.inputs[0], *rotations[0].inputs[1:], parts], domain=DOMAIN, num_outputs=3)
+    model.graph.insert_before(rotations[0], [made])
+    for old, new in zip(results, made.outputs, strict=True):
+        _take_over(old, new)
+
+
+def _swiglu(model: ir.Model, split: ir.Node) -> None:
+    if len(split.outputs) != 2:
+        return
+    gate, up = split.outputs
+    sigmoid = next((use.node for use in gate.uses() if use.node.op_type == "Sigmoid"), None)
+    silu = _only_use(sigmoid.outputs[0], "Mul") if sigmoid else None
+    product = _only_use(silu.outputs[0], "Mul") if silu else None
+    if silu is None or product is None or gate not in silu.inputs or up not in product.inputs:
+        return
+    if len(list(gate.uses())) != 2 or len(list(up.uses())) != 1:
+        return
+    made = ir.node(SWIGLU, [split.inputs[0]], domain=DOMAIN)
+    model.graph.insert_before(product, [made])
+    _take_over(product.outputs[0], made.outputs[0])
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Everything that read `old`, the graph's outputs too, reads `new`."""
+    new.shape, new.type = old.shape, old.type
+    if old.is_graph_output():
+        new.name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)

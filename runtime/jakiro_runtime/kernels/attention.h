@@ -1,0 +1,9 @@
+#pragma once
+
+#include "tensor.h"
+
+namespace jakiro {
+
+ort::Status* tree_attention(const Call& call, float scaling);
+
+}  // namespace jakiro

@@ -1,0 +1,75 @@
+// Tensors of one call, and work shared among the session's threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ort_abi.h"
+
+namespace jakiro {
+
+struct Tensor {
+  void* data = nullptr;
+  int64_t dims[8] = {};
+  size_t rank = 0;
+
+  int64_t count(size_t first = 0) const {
+    int64_t product = 1;
+    for (size_t axis = first; axis < rank; ++axis) product *= dims[axis];
+    return product;
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+class Call {
+ public:
+  Call(const ort::Api* api, ort::Context* context) : api_(api), context_(context) {}
+
+  Tensor input(size_t index) const {
+    const ort::Value* value = nullptr;
+    api_->at<ort::Status*(const ort::Context*, size_t, const ort::Value**)>(ort::kKernelContextGetInput)(context_, index, &value);
+    Tensor tensor;
+    ort::Shape* shape = nullptr;
+    api_->at<ort::Status*(const ort::Value*, ort::Shape**)>(ort::kGetTensorTypeAndShape)(value, &shape);
+    api_->at<ort::Status*(const ort::Shape*, size_t*)>(ort::kGetDimensionsCount)(shape, &tensor.rank);
+    api_->at<ort::Status*(const ort::Shape*, int64_t*, size_t)>(ort::kGetDimensions)(shape, tensor.dims, tensor.rank);
+    api_->at<void(ort::Shape*)>(ort::kReleaseTensorTypeAndShapeInfo)(shape);
+    tensor.data = data(const_cast<ort::Value*>(value));
+    return tensor;
+  }
+
+  void* output(size_t index, const int64_t* dims, size_t rank) const {
+    ort::Value* value = nullptr;
+    api_->at<ort::Status*(ort::Context*, size_t, const int64_t*, size_t, ort::Value**)>(ort::kKernelContextGetOutput)(
+        context_, index, dims, rank, &value);
+    return data(value);
+  }
+
+  // Runs work(0) ... work(count - 1), in any order, on the session's threads.
+  template <typename Work>
+  void parallel(size_t count, Work& work) const {
+    if (count == 1) return work(0);
+    void (*each)(void*, size_t) = [](void* data, size_t index) { (*static_cast<Work*>(data))(index); };
+    using Run = ort::Status*(const ort::Context*, void (*)(void*, size_t), size_t, size_t, void*);
+    api_->at<Run>(ort::kKernelContextParallelFor)(context_, each, count, 0, &work);
+  }
+
+  ort::Status* fail(const char* words) const {
+    return api_->at<ort::Status*(int, const char*)>(ort::kCreateStatus)(2, words);
+  }
+
+ private:
+  void* data(ort::Value* value) const {
+    void* pointer = nullptr;
+    api_->at<ort::Status*(ort::Value*, void**)>(ort::kGetTensorMutableData)(value, &pointer);
+    return pointer;
+  }
+
+  const ort::Api* api_;
+  ort::Context* context_;
+};
+
+}  // namespace jakiro

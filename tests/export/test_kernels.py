@@ -1,0 +1,185 @@
+"""The runtime's kernels against the operators' bodies, and each against itself: a row's result is its own, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from answers import plain
+from jakiro_export.graph import fuse, quantize, tree_attention
+from jakiro_runtime import Engine, kernels
+from jakiro_runtime.backend import onnxruntime as backend
+
+OPSET = 23
+Arrays = dict[str, np.ndarray]
+BODIES = {body.name: body for body in (quantize.function(OPSET), tree_attention.function(OPSET), *fuse.functions(OPSET))}
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    made = kernels.library()
+    if made is None:
+        pytest.skip("no kernels: they need a C++ compiler and a processor with AVX-512 VNNI")
+    return made
+
+
+def session(
+    name: str, inputs: Arrays, library: Path | None, threads: int = 2, body: onnx.FunctionProto | None = None, **attributes: float
+) -> ort.InferenceSession:
+    """A graph of one operator with its body, run by the kernels where `library` is given."""
+    body = body or BODIES[name]
+    node = helper.make_node(name, list(inputs), list(body.output), domain="jakiro", **attributes)
+    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items()}
+    graph = helper.make_graph(
+        [node],
+        name,
+        [helper.make_tensor_value_info(key, kind, [None] * inputs[key].ndim) for key, kind in kinds.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in body.output],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("jakiro", 1)]
+    model = helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def product(rows: int, wide: int = 192, out: int = 80) -> Arrays:
+    random = np.random.default_rng(rows)
+    weight = random.integers(1, 256, (out // 16, wide // 4, 16, 4)).astype(np.uint8)
+    x = random.standard_normal((1, rows, wide)).astype(np.float32)
+    x[0, :, 5] *= 50  # an entry far larger than the rest
+    rotation = quantize.hadamard(quantize.block_of(wide))
+    return {"x": x, "rotation": rotation, "weight": weight, "scales": random.random(out).astype(np.float32) / 100}
+
+
+def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> Arrays:
+    """A random tree over a random past; the cache's empty slots hold what must not be read."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    visible = np.eye(rows, dtype=bool)
+    for row in range(1, rows):
+        visible[row] |= visible[random.integers(0, row)]
+    key, value = normal(1, 2, capacity, dim), normal(1, 2, capacity, dim)
+    return {
+        "query": normal(1, 6, rows, dim),
+        "past_key": key,
+        "past_value": value,
+        "new_key": normal(1, 2, rows, dim),
+        "new_value": normal(1, 2, rows, dim),
+        "past_length": np.array([past]),
+        "visible": visible[None],
+    }
+
+
+CALLS = [
+    *[("RowInt8MatMul", product(rows, wide)) for rows, wide in ((1, 192), (7, 48), (33, 576))],
+    *[("TreeAttention", attention(rows, past, 128, dim)) for rows, past, dim in ((1, 100, 64), (9, 77, 16), (40, 0, 8))],
+    ("SplitHeads", {
+        "qkv": np.random.default_rng(0).standard_normal((2, 3, 10 * 16)).astype(np.float32),
+        "cos": np.cos(np.arange(48)).reshape(2, 3, 8).astype(np.float32),
+        "sin": np.sin(np.arange(48)).reshape(2, 3, 8).astype(np.float32),
+        "parts": np.array([6, 2, 2]),
+    }),
+    ("SwiGlu", {"both": np.linspace(-150, 150, 2 * 3 * 72).reshape(2, 3, 72).astype(np.float32)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "inputs"), CALLS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(CALLS)])
+def test_a_kernel_computes_what_its_body_does(library: Path, name: str, inputs: Arrays) -> None:
+    attributes = {"scaling": 0.3} if name == "TreeAttention" else {}
+    expected = session(name, inputs, None, **attributes).run(None, inputs)
+    found = session(name, inputs, library, **attributes).run(None, inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", ["RowInt8MatMul", "SwiGlu"])
+def test_the_kernel_is_what_runs(library: Path, name: str) -> None:
+    """A control: beside a body that computes something else, the kernel's result stays."""
+    inputs = next(inputs for each, inputs in CALLS if each == name)
+    wrong = onnx.FunctionProto()
+    wrong.CopyFrom(BODIES[name])
+    wrong.node[-1].op_type = "Add"
+    right = session(name, inputs, library).run(None, inputs)[0]
+    assert np.array_equal(session(name, inputs, library, body=wrong).run(None, inputs)[0], right)
+    assert not np.allclose(session(name, inputs, None, body=wrong).run(None, inputs)[0], right, atol=0.1)
+
+
+@pytest.mark.parametrize("wide", [48, 192, 576])
+def test_a_rows_product_is_its_own(library: Path, wide: int) -> None:
+    inputs = product(37, wide)
+    together = session("RowInt8MatMul", inputs, library).run(None, inputs)[0]
+    for threads in (1, 3):
+        run = session("RowInt8MatMul", inputs, library, threads)
+        for first, count in ((0, 1), (1, 2), (3, 8), (11, 26)):
+            some = {**inputs, "x": inputs["x"][:, first : first + count]}
+            assert np.array_equal(run.run(None, some)[0], together[:, first : first + count])
+
+
+def test_rotation_tames_an_outlier(library: Path) -> None:
+    """The product against float64, with the rotation and with none: what it is for."""
+    inputs = product(16)
+    wide = inputs["x"].shape[-1]
+    errors = []
+    for block in (64, 1):
+        weight = np.random.default_rng(1).standard_normal((80, wide)).astype(np.float32)
+        rotation = quantize.hadamard(block)
+        turned = (weight.reshape(-1, block) @ rotation).reshape(weight.shape)
+        scales = np.abs(turned).max(1) / 127
+        stored = (np.rint(turned / scales[:, None]) + 128).astype(np.uint8)
+        tiled = stored.reshape(5, 16, wide // 4, 4).swapaxes(1, 2)
+        call = {**inputs, "rotation": rotation, "weight": np.ascontiguousarray(tiled), "scales": scales}
+        exact = inputs["x"].astype(np.float64) @ weight.T.astype(np.float64)
+        errors.append(np.abs(session("RowInt8MatMul", call, library).run(None, call)[0] - exact).mean())
+    assert errors[0] < 0.5 * errors[1], errors
+
+
+@pytest.mark.parametrize("dim", [8, 16, 64, 128])
+def test_attention_does_not_tell_the_cache_from_the_call(library: Path, dim: int) -> None:
+    """A chain of rows: all in one call; in two calls, the first part cached; under other capacities and threads."""
+    chain, past = 23, 70
+    inputs = attention(chain, past, 96, dim)
+    inputs["visible"] = np.tri(chain, dtype=bool)[None]
+    whole = session("TreeAttention", inputs, library, scaling=0.2).run(None, inputs)[0]
+    for cached, capacity, threads in ((1, 96, 1), (5, 128, 3), (22, 300, 2)):
+        later = {**inputs, "visible": inputs["visible"][:, cached:, cached:], "past_length": np.array([past + cached])}
+        later["query"] = inputs["query"][:, :, cached:]
+        for part in ("key", "value"):
+            cache = np.full((1, 2, capacity, dim), np.nan, np.float32)  # an empty slot that is read spoils everything
+            cache[:, :, :past] = inputs[f"past_{part}"][:, :, :past]
+            cache[:, :, past : past + cached] = inputs[f"new_{part}"][:, :, :cached]
+            later[f"past_{part}"], later[f"new_{part}"] = cache, inputs[f"new_{part}"][:, :, cached:]
+        later = {name: np.ascontiguousarray(value) for name, value in later.items()}
+        found = session("TreeAttention", later, library, threads, scaling=0.2).run(None, later)[0]
+        assert np.array_equal(found, whole[:, cached:])
+    inputs["new_value"][0, 0, 3, 0] += 1e-5  # a control: a last bit is seen
+    other = session("TreeAttention", inputs, library, scaling=0.2).run(None, inputs)[0]
+    assert not np.array_equal(other, whole)
+
+
+def test_an_engine_runs_without_kernels(tiny_int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "library", lambda: None)
+    assert plain(Engine.open(tiny_int8), list(range(3, 40)), 8).tokens
+
+
+def test_kernels_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("JAKIRO_KERNELS", "0"), ("CXX", "false")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            assert kernels.library.__wrapped__() is None
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels, "_processor", lambda: "flags : avx2")
+        assert kernels.library.__wrapped__() is None
+    assert not list(tmp_path.rglob("*.so"))
