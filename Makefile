@@ -25,8 +25,8 @@ GPU_EXTRAS ?= cuda,tensorrt,rtx
 GPU_VENV_FLAGS ?=
 GPU_PIP := $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check $(shell [ -t 1 ] || echo --quiet)
 
-# A small tree: on a CPU every row of a verification costs. GPUs take --nodes 31 and more
-EXPORT_FLAGS ?= --draft-vocab 8192 --depth 3 --top-k 4 --nodes 5
+# int8 and a small tree: on a CPU every row of a verification costs. GPUs take --precision fp16 --nodes 31 and more
+EXPORT_FLAGS ?= --precision int8 --draft-vocab 8192 --depth 2 --top-k 4 --nodes 7
 
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')
