@@ -33,7 +33,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 
 # Workers, and one thread of PyTorch for each: tracing is one thread of Python, and threads that wait for each other are slow
 WORKERS ?= 2
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
 .PHONY: demo bench test test-fast test-gpu lint clean
 
