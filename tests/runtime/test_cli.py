@@ -103,6 +103,7 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(tiny_engine: Path) -> None:
     chat = subprocess.Popen(
         [*RUN, "-e", str(tiny_engine), "-n", "900", "--stats", "line"],
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )  # fmt: skip
     os.close(terminal)
     os.set_blocking(controller, False)
