@@ -140,6 +140,7 @@ def test_the_search_takes_deep_trees_where_drafting_is_cheap(monkeypatch: pytest
     assert searched(monkeypatch, 0.01, {(2, 4): 0.01}, Given(3, 2, 4)) == TreeShape(3, 2, 4)
 
 
+@pytest.mark.slow
 def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_head: Path) -> None:
     """One whole export, its depth and top_k given to keep it short."""
     out = tiny.make_engine(

@@ -108,7 +108,8 @@ def test_the_two_pairings_differ(tmp_path: Path, tiny_target: Path) -> None:
             case.check(seed, 3, 0, 10, 16)
 
 
-@pytest.mark.parametrize("third", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("third", [False, True])
 def test_a_jakiro_star_head_drafts_its_own_tree(tmp_path: Path, tiny_target: Path, third: bool) -> None:
     head = tiny.make_star_head(tmp_path / "head", third, seed=4)
     case = DraftCase(tmp_path, tiny_target, head, TreeShape())

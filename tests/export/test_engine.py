@@ -161,6 +161,7 @@ def test_without_the_exact_sums_bits_do_differ(tiny_numerical: Path) -> None:
     np.testing.assert_allclose(plain, chunked, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_other_precisions_and_opsets_pass_their_checks(half_engine: Path, tiny_jetpack_6: Path) -> None:
     for engine, opset in ((half_engine, 23), (tiny_jetpack_6, 20)):
         assert len(Manifest.read(engine).checks) >= 12

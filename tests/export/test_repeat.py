@@ -18,6 +18,7 @@ def build(**changes: object) -> torch.nn.Module:
     return target.build_meta(Qwen2Config(**{**sizes, **changes}), torch.float32)
 
 
+@pytest.mark.slow
 def test_a_copied_layer_is_what_tracing_it_gives() -> None:
     copied = target.trace(build(), 23, True)
     traced = target._trace(target.TargetGraph(build(), True), 23)
