@@ -22,6 +22,12 @@ from torch import Tensor
 VALUE_ROUNDING = 1.5 * 2.0 ** (52 - 22)
 
 
+def past_mask(key: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """The additive mask [batch, 1, 1, capacity] of a cache's keys, of which each sequence has filled `length` slots, [batch]."""
+    slots = torch.arange(key.shape[2], device=key.device)
+    return additive_mask((slots[None, :] < length[:, None])[:, None, None, :], dtype)
+
+
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `visible`, the lowest finite number elsewhere; same shape, of `dtype`."""
     zero = torch.zeros((), dtype=dtype, device=visible.device)

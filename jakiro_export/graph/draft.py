@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jakiro_export.graph import operators
-from jakiro_export.graph.attention import Part, additive_mask, attention, tile_groups
+from jakiro_export.graph.attention import Part, additive_mask, attention, past_mask, tile_groups
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ class Layer(nn.Module):
         """The cache, [batch, kv_heads, capacity, head_dim], of which each sequence has filled `length` slots, [batch]."""
         if self.one_operator:
             return Part(key, value, length)
-        slots = torch.arange(key.shape[2], device=key.device)
-        return Part(key, value, additive_mask((slots[None, :] < length[:, None])[:, None, None, :], key.dtype))
+        return Part(key, value, past_mask(key, length, key.dtype))
 
     def beside(self, key: Tensor, value: Tensor, visible: Tensor) -> Part:
         """Rows of this call, and which of them the queries see: [batch, 1 or queries, rows]."""
@@ -196,7 +195,20 @@ class Phase(nn.Module):
     def _tokens(self, index: Tensor) -> Tensor:
         return index if self.token_map is None else self.token_map[index]
 
-    def _first(
+    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
+        """The tree behind the last accepted rows.
+
+        Args:
+            last: their inputs [batch, 1, hidden]
+            position: theirs, [batch, 1]
+            parts: what the tree attends to besides itself
+
+        Returns:
+            tree_tokens, tree_parents, tree_scores
+        """
+        raise NotImplementedError
+
+    def forward(
         self,
         input_ids: Tensor,
         hidden_states: Tensor,
@@ -205,19 +217,18 @@ class Phase(nn.Module):
         past_length: Tensor,
         past_key: Tensor,
         past_value: Tensor,
-    ) -> tuple[Tensor, Tensor, list[Part], Tensor, Tensor]:
-        """Every accepted row gives its keys; only the last one needs the rest of the layer.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value.
 
-        Returns:
-            the last row's input [batch, 1, hidden] and position [batch, 1]; what the tree attends to besides itself; new keys
-            and values
+        Every accepted row gives its keys; only the last one needs the rest of the layer.
         """
         x = self._input(input_ids, hidden_states)
         new_key, new_value = self.head.keys_values(x, position_ids)
         rows = torch.arange(input_ids.shape[1], device=input_ids.device)
         in_rows = (rows[None, :] <= last_row[:, None])[:, None, :]
         parts = [self.head.past(past_key, past_value, past_length), self.head.beside(new_key, new_value, in_rows)]
-        return pick(x, last_row[:, None]), torch.gather(position_ids, 1, last_row[:, None]), parts, new_key, new_value
+        position = torch.gather(position_ids, 1, last_row[:, None])
+        return (*self.tree(pick(x, last_row[:, None]), position, parts), new_key, new_value)
 
 
 class DraftGraph(Phase):
@@ -239,21 +250,8 @@ class DraftGraph(Phase):
         size = (*features.shape[:2], self.shape.top_k)
         return (best - log_total).view(size), tokens.view(size)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        hidden_states: Tensor,
-        position_ids: Tensor,
-        last_row: Tensor,
-        past_length: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
-        head, width, device = self.head, self.shape.top_k, input_ids.device
-        last, position, parts, new_key, new_value = self._first(
-            input_ids, hidden_states, position_ids, last_row, past_length, past_key, past_value
-        )
+    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
+        head, width, device = self.head, self.shape.top_k, last.device
         primary, contrast = head.features(last, position, parts, self.shape.depth == 1)
         scores, tokens = self._candidates(primary)
         scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
@@ -275,9 +273,9 @@ class DraftGraph(Phase):
                 position = position + 1
                 key, value = head.keys_values(x, position.expand(-1, width))
                 keys, values = [*keys, key], [*values, value]
-                tree = head.beside(torch.cat(keys, 2), torch.cat(values, 2), ancestors)
+                drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), ancestors)
                 parallel = round_ == self.shape.depth - 2
-                features, right = head.features(x, position.expand(-1, width), [*parts, tree], parallel)
+                features, right = head.features(x, position.expand(-1, width), [*parts, drafted], parallel)
                 if parallel:
                     contrast = right
                 log_probs, next_tokens = self._candidates(features)  # [batch, top_k, top_k]
@@ -298,7 +296,7 @@ class DraftGraph(Phase):
                 beam = chosen + count
                 ancestors = torch.cat([pick(ancestors.float(), source) > 0.5, itself], -1)
             count += width * width
-        return (*self._best(all_scores, all_tokens, all_parents), new_key, new_value)
+        return self._best(all_scores, all_tokens, all_parents)
 
     def _best(self, scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The best `nodes` of all candidates, kept in candidate order, so that a parent precedes its child."""

@@ -15,7 +15,7 @@ from onnxscript import opset23
 from torch import Tensor
 
 from jakiro_export.graph import dispatch
-from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
+from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, past_mask, tile_groups
 
 
 @torch.library.custom_op("jakiro::rms_norm", mutates_args=())
@@ -68,27 +68,16 @@ def attend(
     scaling: float,
 ) -> Tensor:
     """Attention over a cache and the call's rows; shapes in `graph.tree_attention`."""
-    slots = torch.arange(past_key.shape[2], device=query.device)
-    past_mask = additive_mask((slots[None, :] < past_length[:, None])[:, None, None, :], query.dtype)
     new_mask = tile_groups(additive_mask(visible, query.dtype), query.shape[1] // past_key.shape[1])
     parts = [
-        Part(past_key, cached_values(past_value, True), past_mask),
+        Part(past_key, cached_values(past_value, True), past_mask(past_key, past_length, query.dtype)),
         Part(new_key, cached_values(new_value, True), new_mask),
     ]
     return attention(query, parts, scaling, True).transpose(1, 2).contiguous()
 
 
 @attend.register_fake
-def _(
-    query: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    new_key: Tensor,
-    new_value: Tensor,
-    past_length: Tensor,
-    visible: Tensor,
-    scaling: float,
-) -> Tensor:
+def _(query: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 

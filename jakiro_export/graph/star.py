@@ -90,23 +90,10 @@ class StarGraph(Phase):
         total = best[..., :1] + torch.exp(either - best[..., :1]).sum(-1, keepdim=True).log()
         return best - total, self._tokens(index)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        hidden_states: Tensor,
-        position_ids: Tensor,
-        last_row: Tensor,
-        past_length: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value."""
+    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         head = self.head
-        last, position, parts, new_key, new_value = self._first(
-            input_ids, hidden_states, position_ids, last_row, past_length, past_key, past_value
-        )
         features = head.predictions(last, position, parts)
-        above = torch.zeros_like(last_row, dtype=torch.float32)[:, None]  # scores of the rows that `features` continue
+        above = torch.zeros_like(position, dtype=torch.float32)  # scores of the rows that `features` continue
         keys: list[Tensor] = []
         values: list[Tensor] = []
         all_tokens: list[Tensor] = []
@@ -128,7 +115,7 @@ class StarGraph(Phase):
             key, value = head.keys_values(x, position.expand(-1, width))
             keys, values = [*keys, key], [*values, value]
             sees = self.get_buffer(f"sees_{level}").expand(tokens.shape[0], -1, -1)
-            tree = head.beside(torch.cat(keys, 2), torch.cat(values, 2), sees)
-            features = head.predictions(x, position.expand(-1, width), [*parts, tree])
-        tree_parents = self.get_buffer("parents")[None] + torch.zeros_like(last_row)[:, None]
-        return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1), new_key, new_value
+            drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), sees)
+            features = head.predictions(x, position.expand(-1, width), [*parts, drafted])
+        tree_parents = self.get_buffer("parents")[None] + torch.zeros_like(position)
+        return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1)

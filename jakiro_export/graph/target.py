@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, Cache, PreTra
 
 from jakiro_export.errors import ExportError
 from jakiro_export.graph import operators, repeat
-from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, tile_groups
+from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, past_mask, tile_groups
 
 ATTENTION = "jakiro_two_part"
 # How attention is written: with sums in any order, with exact sums, or as one operator (`graph.tree_attention`)
@@ -87,7 +87,6 @@ class TargetGraph(nn.Module):
         self.select = _SelectRows(model.get_output_embeddings())  # type: ignore[operator]
         model.set_output_embeddings(self.select)  # type: ignore[operator]
         self.model = model
-        self._cache: ReadOnlyCache | None = None
 
     def forward(
         self,
@@ -103,10 +102,9 @@ class TargetGraph(nn.Module):
         [batch, kv_heads, capacity, head_dim] a layer. Returns logits, next_tokens, hidden_states, new keys, new values.
         """
         dtype = past_keys[0].dtype
-        slots = torch.arange(past_keys[0].shape[2], device=input_ids.device)
-        past_mask = additive_mask((slots[None, :] < past_length[:, None])[:, None, None, :], dtype)
+        filled = past_mask(past_keys[0], past_length, dtype)
         new_mask = tile_groups(additive_mask(tree_mask, dtype), self.groups)
-        cache = ReadOnlyCache(past_keys, past_values, past_mask, past_length, tree_mask, self.form)
+        cache = ReadOnlyCache(past_keys, past_values, filled, past_length, tree_mask, self.form)
         self.select.logit_rows = logit_rows
         with _attention_over(cache):
             logits = self.model(
