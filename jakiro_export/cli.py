@@ -45,6 +45,8 @@ Examples:
               "verifies.")  # fmt: skip
 @click.option("--pairing", type=click.Choice(["parent", "published"]), default="parent", help="Where the last level "
               "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
+@click.option("--parallel-step/--no-parallel-step", "parallel", default=True, help="Draft the last level in parallel with "
+              "the one before it, or in a pass of its own.")  # fmt: skip
 @click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all", help="Let the head propose "
               "only the N most frequent tokens. The output does not change; drafting gets cheaper.")  # fmt: skip
 @click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
@@ -96,6 +98,7 @@ def _run(
     top_k: int | None,
     nodes: int | None,
     pairing: str,
+    parallel: bool,
     draft_vocab: int | None,
     opset: int,
     **rest: Any,
@@ -127,9 +130,9 @@ def _run(
                 f"--tree auto measures on this machine's CPU, but {precision} engines are for GPUs; give --depth and --nodes."
             )
         most = min(top_k or 4, draft_vocab or 4)
-        shape = widest(depth or 2, most, given, pairing)
+        shape = widest(depth or 2, most, given, TreeShape(pairing=pairing, parallel=parallel))
     else:
-        shape = TreeShape(depth or 5, top_k or 8, nodes or 31, pairing)
+        shape = TreeShape(depth or 5, top_k or 8, nodes or 31, pairing, parallel)
     graphs = GraphOptions(precision, draft_precision, bitwise, opset, shape, draft_vocab)
     report = Report()
     export(ExportOptions(graphs=graphs, auto=given if tree == "auto" else None, **rest), report)

@@ -317,6 +317,7 @@ def _manifest(
             nodes=shape.nodes,
             draft_vocab=None if token_map is None else len(token_map),
             pairing=shape.pairing,
+            parallel_step=shape.parallel,
             num_experts=head.config.experts,
         ),
         precision={"target": graphs.precision, "draft": graphs.draft_precision},

@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+_HELD_OUT = 48  # one conversation in so many is held out, until there are enough
 
-@dataclass
-class Features:
-    """Every conversation of a training set, one behind the other.
 
-    tokens: int32 [total]; features: float16 [total, hidden], after the target's final norm; starts: [conversations + 1]
+class Text:
+    """Conversations and the target's features of them, which stay on disk.
+
+    tokens: int32 [length] of each conversation
+    features: float16 [length, hidden] of each, after the target's final norm
+    lengths: of all conversations
     """
 
-    tokens: np.ndarray
-    features: np.ndarray
-    starts: np.ndarray
+    def __init__(self) -> None:
+        self.tokens: list[np.ndarray] = []
+        self.features: list[np.ndarray] = []
 
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+    def add(self, conversations: Sequence[Sequence[int]], features: np.ndarray) -> None:
+        """Conversations, and their features one behind the other."""
+        start = 0
+        for conversation in conversations:
+            self.tokens.append(np.array(conversation, np.int32))
+            self.features.append(features[start : start + len(conversation)])
+            start += len(conversation)
 
+    def keep(self, tokens: int, held_out: int) -> None:
+        """Keep what is held out, and of the rest so many tokens, from the first on."""
+        held = set(self.held_out(held_out).tolist())
+        lengths = np.where([n in held for n in range(len(self.tokens))], 0, self.lengths)
+        kept = np.flatnonzero(np.cumsum(lengths) <= tokens)
+        self.tokens, self.features = [self.tokens[n] for n in kept], [self.features[n] for n in kept]
+
+    @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)
+        return np.array([len(tokens) for tokens in self.tokens])
 
     def frequencies(self, vocab: int) -> np.ndarray:
         """How often each token occurs."""
-        return np.bincount(self.tokens, minlength=vocab)
+        return np.bincount(np.concatenate(self.tokens), minlength=vocab)
+
+    def held_out(self, most: int) -> np.ndarray:
+        """The numbers of conversations to measure on. Text that is added later does not change them once there are `most`."""
+        most = min(most, max(1, len(self.tokens) // 5))
+        drawn = [n for n, tokens in enumerate(self.tokens) if zlib.crc32(tokens.tobytes()) % _HELD_OUT == 0]
+        return np.array((drawn + [n for n in range(len(self.tokens)) if n not in set(drawn)])[:most])
 
 
 def extract(
     model: nn.Module,
-    conversations: list[list[int]],
+    conversations: Sequence[Sequence[int]],
     folder: Path,
     progress: Callable[[int], None],
     tokens_per_call: int = 4096,
-) -> Features:
-    """Run the target over every conversation. What an interrupted run left in `folder` is kept and continued."""
+) -> np.ndarray:
+    """Run the target over every conversation. What an interrupted run left in `folder` is kept and continued.
+
+    Returns:
+        float16 [all tokens, hidden], on disk
+    """
     folder.mkdir(parents=True, exist_ok=True)
     hidden = model.config.hidden_size  # type: ignore[union-attr]
     starts = np.concatenate([[0], np.cumsum([len(c) for c in conversations])]).astype(np.int64)
     total = int(starts[-1])
-    tokens = np.concatenate([np.array(c, np.int32) for c in conversations])
     state, file = folder / "features.json", folder / "features.f16"
-    wanted = {"total": total, "hidden": hidden, "sum": int(tokens.astype(np.int64).sum())}
+    wanted = {"total": total, "hidden": hidden, "sum": sum(map(sum, conversations))}
     done = 0
     if state.is_file() and file.is_file() and file.stat().st_size == total * hidden * 2:
         found = json.loads(state.read_text())
@@ -71,14 +96,14 @@ def extract(
             state.with_suffix(".new").write_text(json.dumps({**wanted, "done": counted}))
             state.with_suffix(".new").replace(state)
         progress(int(sum(len(conversations[n]) for n in order[:counted])))
-    return Features(tokens, np.array(features), starts)
+    return features
 
 
 @torch.inference_mode()
-def _run(model: nn.Module, conversations: list[list[int]], out: list[np.ndarray]) -> None:
+def _run(model: nn.Module, conversations: Sequence[Sequence[int]], out: Sequence[np.ndarray]) -> None:
     """One call. Rows are padded on the right, where causal attention does not look."""
     longest = max(map(len, conversations))
-    batch = torch.tensor([c + [0] * (longest - len(c)) for c in conversations])
+    batch = torch.tensor([[*c, *[0] * (longest - len(c))] for c in conversations])
     base = model.get_decoder()  # type: ignore[operator]
     features = base(input_ids=batch, use_cache=False).last_hidden_state.to(torch.float16).cpu().numpy()
     for row, conversation, place in zip(features, conversations, out, strict=True):

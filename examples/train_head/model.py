@@ -62,10 +62,22 @@ class Layer(nn.Module):
 
 
 class TrainedHead(nn.Module):
-    """A head for a target with `hidden` wide features; its `state_dict` is a published checkpoint."""
+    """A head for a target with `hidden` wide features; its `state_dict` is a published checkpoint.
+
+    mixture: False leaves the gate at zero, where both experts count one half for every row: one MLP of twice the inner size, as
+        EAGLE-2 (arXiv 2406.16858) has it, in the same format
+    """
 
     def __init__(
-        self, hidden: int, heads: int, kv_heads: int, head_dim: int, inner: int, norm_eps: float, rope_theta: float
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        inner: int,
+        norm_eps: float,
+        rope_theta: float,
+        mixture: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.rope_theta = heads, kv_heads, head_dim, rope_theta
@@ -74,6 +86,8 @@ class TrainedHead(nn.Module):
         with torch.no_grad():  # start as a copy of the feature: the next one resembles it
             self.fc.weight[:, hidden:] += torch.eye(hidden)
             self.fc.bias.zero_()
+            if not mixture:
+                self.layers[0].mlp_moe.gate.weight.zero_().requires_grad_(False)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)

@@ -20,8 +20,9 @@ quiet_libraries()
 
 import numpy as np
 import torch
-from conversations import generate, read
-from features import extract
+from conversations import headers, read
+from features import Text, extract
+from generation import ANSWER, QUESTION, Passes, features_of, generate, take_up, written_graph
 from model import TrainedHead
 from publish import publish
 from rich.console import Console
@@ -29,8 +30,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from training import Measure, Settings, Trainer, fast_dtype
 
 from jakiro_export.checkpoint.locate import locate
-from jakiro_export.checkpoint.target import load_target
+from jakiro_export.checkpoint.target import Target, load_target
 from jakiro_export.errors import ExportError, UsageError
+from jakiro_runtime.backend.onnxruntime import open_graph
 
 _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -39,12 +41,12 @@ _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 @click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
               "file, or an alias such as smollm2-135m.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="The head's folder.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, show_default="the "
-              "target talks to itself", help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
-@click.option("--tokens", type=click.IntRange(1000), default=1_000_000, help="Tokens to generate where no --data is given.")
-@click.option(
-    "--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a random part of the text."
-)
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
+              help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(0), default=None, show_default="1,000,000 where there is no --data, else none",
+              help="Text that the target shall write in conversation with itself.")  # fmt: skip
+@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has side by side.")
+@click.option("--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a part of the text.")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Training time.")
 @click.option("--steps", type=click.IntRange(1), default=None, help="Training steps instead of --hours: with the same "
               "--seed the result is the same.")  # fmt: skip
@@ -54,6 +56,9 @@ _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 @click.option("--batch-tokens", type=click.IntRange(64), default=Settings.batch_tokens, help="Tokens of a training step.")
 @click.option("--learning-rate", type=float, default=Settings.learning_rate)
 @click.option("--noise", type=float, default=Settings.noise, help="Uniform noise on the features, in standard deviations.")
+@click.option("--feature-loss", type=float, default=Settings.feature_loss, help="Weight of the distance between features.")
+@click.option("--mixture/--no-mixture", default=True, help="Two experts and a gate, or one MLP of as many parameters and no "
+              "parallel step, to compare with.")  # fmt: skip
 @click.option("--contrast-loss", type=float, default=Settings.contrast_loss, help="Weight of the parallel step's loss.")
 @click.option("--every", type=click.IntRange(1), default=250, help="Steps between measurements on held-out text.")
 @click.option("--seed", type=int, default=0)
@@ -73,33 +78,31 @@ def _run(
     out: Path,
     data: tuple[Path, ...],
     work: Path,
-    tokens: int,
+    tokens: int | None,
+    slots: int,
     max_tokens: int | None,
     inner: int | None,
+    mixture: bool,
     every: int,
     **options: Any,
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
     options["hours"] = None if options["steps"] else options["hours"]
+    if not mixture:
+        options["contrast_loss"] = 0.0
     settings = Settings(**options)
     target = load_target(locate(name, "target"), name)
-    model, config = target.model(), target.config
-    model.to(fast_dtype())  # type: ignore[call-overload]
-    if not data:
-        with _bar("Text", tokens) as advance:
-            file = work / "conversations.jsonl"
-            generate(model, target.tokenizer(), target.eos_token_ids(), file, tokens, settings.seed, advance)
-        data = (file,)
-    conversations = [c for file in data for c in read(file, config.vocab_size) if 8 <= len(c) <= config.max_position_embeddings]
+    text = Text()
+    tokens = (0 if data else 1_000_000) if tokens is None else tokens
+    if data:
+        text.add(*_given(target, data, work))
+    if tokens:
+        text.add(*_generated(target, work, tokens, slots, settings.seed))
     if max_tokens is not None:
-        order = np.random.default_rng(settings.seed).permutation(len(conversations))
-        enough = np.cumsum([len(conversations[n]) for n in order]) <= max_tokens
-        conversations = [conversations[n] for n in order[enough]]
-    if len(conversations) < 2:
-        raise click.ClickException(f"{len(conversations)} usable conversations; at least two are needed, thousands are better.")
-    total = sum(map(len, conversations))
-    with _bar("Features", total) as advance:
-        features = extract(model, conversations, work, advance)
+        text.keep(max_tokens, settings.held_out)
+    if len(text.tokens) < 2:
+        raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
+    model, config, total = target.model(), target.config, int(text.lengths.sum())
     embedding = model.get_input_embeddings().weight.detach().float()
     projection = model.get_output_embeddings().weight.detach().clone()
     target._model = None
@@ -107,18 +110,41 @@ def _run(
 
     shape = _shape(config, inner)
     torch.manual_seed(settings.seed)
-    head = TrainedHead(**shape)
-    trainer = Trainer(head, features, embedding, projection, settings, work)
+    head = TrainedHead(**shape, mixture=mixture)
+    trainer = Trainer(head, text, embedding, projection, settings, work)
     resumed = trainer.resume()
     parameters = sum(p.numel() for p in head.parameters())
     _CONSOLE.print(
-        f"{len(conversations)} conversations, {total} tokens; a head of {parameters / 1e6:.2f} M parameters"
+        f"{len(text.tokens)} conversations, {total} tokens; a head of {parameters / 1e6:.2f} M parameters"
         + (f"; continuing at step {trainer.step}" if resumed else "")
     )
     with _bar("Training", 1.0) as advance:
         trainer.run(every, _say, advance)
-    publish(out, trainer, _config(config, shape), {"conversations": len(conversations), "tokens": total})
+    publish(out, trainer, _config(config, shape), {"conversations": len(text.tokens), "tokens": total})
     _CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
+
+
+def _given(target: Target, files: tuple[Path, ...], work: Path) -> tuple[list[list[int]], np.ndarray]:
+    """The conversations of the user's files, and their features."""
+    longest = target.config.max_position_embeddings
+    conversations = [c for file in files for c in read(file, target.config.vocab_size) if 8 <= len(c) <= longest]
+    model = target.model().to(fast_dtype())  # type: ignore[call-overload]
+    with _bar("Features", sum(map(len, conversations))) as advance:
+        features = extract(model, conversations, work, advance)
+    target._model = None
+    return conversations, features
+
+
+def _generated(target: Target, work: Path, tokens: int, slots: int, seed: int) -> tuple[list[list[int]], np.ndarray]:
+    """Conversations of the target with itself, and their features."""
+    file, marks, hidden = work / "conversations.jsonl", headers(target.tokenizer()), target.config.hidden_size
+    if take_up(file, hidden)[1] < tokens:
+        with _bar("The target's graph", 1.0):
+            graph = open_graph(written_graph(target, work))
+        passes = Passes(graph, target.config, len(marks[0]) + len(marks[1]) + QUESTION + ANSWER, slots)
+        with _bar("Text", tokens) as advance:
+            generate(passes, marks, target.eos_token_ids(), file, tokens, seed, advance)
+    return list(read(file, target.config.vocab_size)), np.memmap(features_of(file), np.float16, "r").reshape(-1, hidden)
 
 
 def _shape(config: Any, inner: int | None) -> dict[str, Any]:

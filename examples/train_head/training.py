@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from features import Features
+from features import Text
 from model import SoftCrossEntropy, TrainedHead
 from torch import Tensor
 
@@ -65,7 +65,7 @@ class Trainer:
     """Trains `head` on `data`; `embedding` and `projection` are the target's, [vocab, hidden]."""
 
     def __init__(
-        self, head: TrainedHead, data: Features, embedding: Tensor, projection: Tensor, settings: Settings, folder: Path
+        self, head: TrainedHead, data: Text, embedding: Tensor, projection: Tensor, settings: Settings, folder: Path
     ) -> None:
         self.head, self.data, self.settings, self.folder = head, data, settings, folder
         self.embedding, self.dtype = embedding.float(), fast_dtype()
@@ -74,12 +74,12 @@ class Trainer:
         vocab = min(settings.draft_vocab, len(embedding))
         self.kept = np.sort(self.order[:vocab])
         self.small = self.projection[torch.from_numpy(self.kept)].contiguous()
-        self.scale = float(np.std(data.features[: 1 << 14].astype(np.float32)))
-        shuffled = np.random.default_rng(settings.seed).permutation(len(data))
-        held = min(settings.held_out, max(1, len(data) // 10))
-        self.held, self.train = shuffled[:held], shuffled[held:]
+        self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
+        self.held = data.held_out(settings.held_out)
+        self.lengths, self.train = data.lengths, np.setdiff1d(np.arange(len(data.tokens)), self.held)
+        learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            head.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+            learning, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
         )
         self.step, self.seconds, self.epoch, self.batch = 0, 0.0, 0, 0
         self.history: list[Measure] = []
@@ -89,13 +89,12 @@ class Trainer:
 
     def _target_tokens(self, n: int) -> Tensor:
         """What the target would write after every position of a conversation, of all its tokens."""
-        features = torch.from_numpy(self.data.features[self.data.starts[n] : self.data.starts[n + 1]])
-        return (features.to(self.dtype) @ self.projection.T).argmax(-1)
+        return (torch.from_numpy(np.array(self.data.features[n])).to(self.dtype) @ self.projection.T).argmax(-1)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: conversations of similar length together, in random order."""
         rng = np.random.default_rng((self.settings.seed, epoch))
-        lengths = self.data.lengths()
+        lengths = self.lengths
         order = self.train[np.argsort(lengths[self.train] + rng.uniform(0, 24, len(self.train)), kind="stable")]
         groups, start = [], 0
         while start < len(order):
@@ -108,13 +107,13 @@ class Trainer:
 
     def _load(self, group: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [batch, length], features [batch, length, hidden] and which rows are real."""
-        lengths = self.data.lengths()[group]
+        lengths = self.lengths[group]
         longest = int(lengths.max())
         tokens = np.zeros((len(group), longest), np.int64)
-        features = np.zeros((len(group), longest, self.data.features.shape[1]), np.float16)
+        features = np.zeros((len(group), longest, self.data.features[0].shape[1]), np.float16)
         for row, (n, length) in enumerate(zip(group, lengths, strict=True)):
-            tokens[row, :length] = self.data.tokens[self.data.starts[n] : self.data.starts[n + 1]]
-            features[row, :length] = self.data.features[self.data.starts[n] : self.data.starts[n + 1]]
+            tokens[row, :length] = self.data.tokens[n]
+            features[row, :length] = self.data.features[n]
         real = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
         return torch.from_numpy(tokens), torch.from_numpy(features).float(), real
 
@@ -225,15 +224,15 @@ class Trainer:
 
     def save(self) -> None:
         state = {
-            "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-            "seconds": self.seconds, "epoch": self.epoch, "batch": self.batch,
+            "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "seconds": self.seconds, "epoch": self.epoch, "batch": self.batch, "train": len(self.train),
             "history": [asdict(m) for m in self.history], "settings": json.dumps(asdict(self.settings)),
         }  # fmt: skip
         torch.save(state, self.folder / "state.new")
         (self.folder / "state.new").replace(self.folder / "state.pt")
 
     def resume(self) -> bool:
-        """Continue from what an interrupted run saved with the same settings; how long it shall take may differ."""
+        """Continue from what an interrupted run saved with the same settings; how long it shall take may differ, and the text."""
         if not (self.folder / "state.pt").is_file():
             return False
         state = torch.load(self.folder / "state.pt", weights_only=True)
@@ -242,6 +241,8 @@ class Trainer:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.epoch, self.batch = (state[k] for k in ("step", "seconds", "epoch", "batch"))
+        if state["train"] != len(self.train):  # there is more text now
+            self.epoch, self.batch = self.epoch + 1, 0
         self.history = [Measure(**m) for m in state["history"]]
         return True
 

@@ -114,7 +114,7 @@ def choose(
             "The target answers the calibration prompts with next to nothing; give the tree with --depth and --nodes."
         )
     plan = replace(target_costs(engine), host_ms=host_cost(engine, texts[0]))
-    search = Search(texts, plan, eager, given, start.pairing, most_top_k)
+    search = Search(texts, plan, eager, given, start, most_top_k)
     written = start
     search.measured[start.depth, start.top_k] = draft_cost(engine)
     for _ in range(0 if fixed else _TRACES):
@@ -156,6 +156,7 @@ class Search:
     Args:
         plan: of `target_costs`
         eager: the draft phase of a shape, in torch
+        like: a shape with everything that is not searched
         most_top_k: the tokens that the head may propose
     """
 
@@ -165,12 +166,12 @@ class Search:
         plan: TreePlan,
         eager: Callable[[TreeShape], Phase],
         given: Given,
-        pairing: str,
+        like: TreeShape,
         most_top_k: int,
     ) -> None:
         self.texts, self.plan, self.given = texts, plan, given
         self.measured: dict[tuple[int, int], float] = {}  # milliseconds of draft phases, by depth and top_k
-        self._eager, self._pairing = eager, pairing
+        self._eager, self._like = eager, like
         self._depths = [given.depth] if given.depth else list(_DEPTHS)
         self._top_ks = [given.top_k] if given.top_k else [k for k in _TOP_KS if k <= most_top_k] or [most_top_k]
         self._grown: dict[tuple[int, int], list[Grown]] = {}
@@ -204,7 +205,7 @@ class Search:
         return sorted((self._evaluate(*place) for place in self.measured), key=lambda each: -each.outcome.rate)
 
     def _evaluate(self, depth: int, top_k: int) -> Found:
-        shape = widest(depth, top_k, self.given, self._pairing)
+        shape = widest(depth, top_k, self.given, self._like)
         if (depth, top_k) not in self._grown:
             phase = self._eager(shape)
             self._grown[depth, top_k] = [grow(phase, text) for text in self.texts]
@@ -250,9 +251,9 @@ def _counts(shape: TreeShape) -> list[int]:
     return [rows - 1 for rows in ROWS if rows <= shape.nodes] + [shape.nodes]
 
 
-def widest(depth: int, top_k: int, given: Given, pairing: str) -> TreeShape:
+def widest(depth: int, top_k: int, given: Given, like: TreeShape) -> TreeShape:
     """The largest tree of this depth and top_k that may be worth verifying on a CPU, or the nodes that the user gave."""
-    shape = TreeShape(depth, top_k, given.nodes or max(ROWS) - 1, pairing)
+    shape = replace(like, depth=depth, top_k=top_k, nodes=given.nodes or max(ROWS) - 1)
     return replace(shape, nodes=min(shape.nodes, shape.candidates))
 
 

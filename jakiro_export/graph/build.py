@@ -167,7 +167,8 @@ def _prepare(
     passes.fuse_projections(traced)
     if precision == "int8":
         fuse.fuse_layers(traced)
-        functions = [*functions, *quantize.quantize_products(traced, opset), *fuse.functions(opset)]
+        quantize.quantize_products(traced)
+        functions = [*functions, *quantize.functions(opset), *fuse.functions(opset)]
     # bodies of operators that the graph has; passes may have replaced some
     used = {node.op_type for node in traced.graph}
     passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

@@ -27,12 +27,15 @@ class TreeShape:
     nodes: nodes kept, the root not counted
     pairing: which input of the parallel step a node of the last level takes its candidates from: its parent's
         ("parent") or the one of the same number ("published", as the reference code does)
+    parallel: the last level's candidates come from the parallel step; False gives that level a pass of its own, for heads that
+        learned no second guess
     """
 
     depth: int = 5
     top_k: int = 8
     nodes: int = 31
     pairing: str = "parent"
+    parallel: bool = True
 
     @property
     def candidates(self) -> int:
@@ -252,7 +255,8 @@ class DraftGraph(Phase):
 
     def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         head, width, device = self.head, self.shape.top_k, last.device
-        primary, contrast = head.features(last, position, parts, self.shape.depth == 1)
+        last_pass = self.shape.depth - 2 if self.shape.parallel else self.shape.depth - 1
+        primary, contrast = head.features(last, position, parts, last_pass < 0)
         scores, tokens = self._candidates(primary)
         scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
         features = primary.expand(-1, width, -1)
@@ -268,13 +272,13 @@ class DraftGraph(Phase):
         source = torch.zeros_like(tokens)  # for the last round: which row of `contrast` a beam entry continues
 
         for round_ in range(self.shape.depth):
-            if round_ < self.shape.depth - 1:
+            if round_ <= last_pass:
                 x = self._input(tokens, features)
                 position = position + 1
                 key, value = head.keys_values(x, position.expand(-1, width))
                 keys, values = [*keys, key], [*values, value]
                 drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), ancestors)
-                parallel = round_ == self.shape.depth - 2
+                parallel = self.shape.parallel and round_ == last_pass
                 features, right = head.features(x, position.expand(-1, width), [*parts, drafted], parallel)
                 if parallel:
                     contrast = right

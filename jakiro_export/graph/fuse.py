@@ -3,9 +3,10 @@
     SplitHeads(qkv [batch, rows, heads * head_dim], cos, sin [batch, rows, head_dim / 2], parts [3])
         -> query, key, value [batch, parts[n], rows, head_dim], query and key rotated by halves
     SwiGlu(both [..., 2 * inner]) -> [..., inner]: silu of the first half times the second
+    BestToken(logits [..., vocab]) -> int64 [...]: the first of the largest
 
-With a few rows an operator costs more to start than to compute; these two stand for a dozen in every layer. A graph that computes
-something else between its products (norms of queries and keys, biases) keeps its nodes.
+With a few rows an operator costs more to start than to compute; the first two stand for a dozen in every layer. A graph that
+computes something else between its products (norms of queries and keys, biases) keeps its nodes.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer
 from jakiro_export.weights import Array
 
-SPLIT_HEADS, SWIGLU = "SplitHeads", "SwiGlu"
+SPLIT_HEADS, SWIGLU, BEST_TOKEN = "SplitHeads", "SwiGlu", "BestToken"
 
 
-def _register(name: str, inputs: dict[str, str], outputs: list[str]) -> None:
+def _register(name: str, inputs: dict[str, str], outputs: list[str], kind: str = "float") -> None:
     schema = onnx.defs.OpSchema
     if not onnx.defs.has(name, DOMAIN):
         ins = [schema.FormalParameter(each, f"tensor({kind})") for each, kind in inputs.items()]
-        outs = [schema.FormalParameter(each, "tensor(float)") for each in outputs]
+        outs = [schema.FormalParameter(each, f"tensor({kind})") for each in outputs]
         onnx.defs.register_schema(schema(name, DOMAIN, 1, inputs=ins, outputs=outs))
 
 
 _HEADS_IN, _HEADS_OUT = {"qkv": "float", "cos": "float", "sin": "float", "parts": "int64"}, ["query", "key", "value"]
 _register(SPLIT_HEADS, _HEADS_IN, _HEADS_OUT)
 _register(SWIGLU, {"both": "float"}, ["y"])
+_register(BEST_TOKEN, {"logits": "float"}, ["y"], "int64")
 
 
 def functions(opset: int) -> list[onnx.FunctionProto]:
@@ -62,27 +64,39 @@ def functions(opset: int) -> list[onnx.FunctionProto]:
         node("RotaryEmbedding", ["q", "cos", "sin"], "query"),
         node("RotaryEmbedding", ["k", "cos", "sin"], "key"),
     ]
-    swiglu = [
-        node("Split", ["both"], "gate", "up", axis=-1, num_outputs=2),
-        node("Sigmoid", ["gate"], "open"),
-        node("Mul", ["gate", "open"], "silu"),
-        node("Mul", ["silu", "up"], "y"),
+    made = [
+        make(SWIGLU, ["both"], ["y"], swiglu_body("both", "y")),
+        make(BEST_TOKEN, ["logits"], ["y"], [node("ArgMax", ["logits"], "y", axis=-1, keepdims=0)]),
     ]
-    made = [make(SWIGLU, ["both"], ["y"], swiglu)]
     return [make(SPLIT_HEADS, list(_HEADS_IN), _HEADS_OUT, heads), *made] if opset >= 23 else made
 
 
+def swiglu_body(both: str, y: str) -> list[onnx.NodeProto]:
+    """SwiGlu in standard operators."""
+    return [
+        helper.make_node("Split", [both], ["gate", "up"], axis=-1, num_outputs=2),
+        helper.make_node("Sigmoid", ["gate"], ["open"]),
+        helper.make_node("Mul", ["gate", "open"], ["silu"]),
+        helper.make_node("Mul", ["silu", "up"], [y]),
+    ]
+
+
 def fuse_layers(model: ir.Model) -> None:
-    """Replace what the two operators compute, where it stands as the usual decoders have it. Float32 graphs only."""
+    """Replace what the operators compute, where it stands as the usual decoders have it. Float32 graphs only."""
     for node in list(model.graph):
         if node.op_type == "Split" and node.attributes.get_int("axis", 0) == -1:
             fuse = _split_heads if len(node.outputs) == 3 else _swiglu
             fuse(model, node)
+        elif node.op_type == "ArgMax" and (node.attributes.get_int("axis", 0), node.attributes.get_int("keepdims", 1)) == (-1, 0):
+            made = ir.node(BEST_TOKEN, [node.inputs[0]], domain=DOMAIN)
+            model.graph.insert_before(node, [made])
+            take_over(node.outputs[0], made.outputs[0])
     common.TopologicalSortPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
 
-def _only_use(value: ir.Value, op: str) -> ir.Node | None:
+def only_use(value: ir.Value, op: str) -> ir.Node | None:
+    """The node that alone uses a value, if it is of this kind."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op else None
 
@@ -90,8 +104,8 @@ def _only_use(value: ir.Value, op: str) -> ir.Node | None:
 def _split_heads(model: ir.Model, split: ir.Node) -> None:
     heads, rotations, results = [], [], []
     for number, output in enumerate(split.outputs):
-        reshape = _only_use(output, "Reshape")
-        turn = _only_use(reshape.outputs[0], "Transpose") if reshape else None
+        reshape = only_use(output, "Reshape")
+        turn = only_use(reshape.outputs[0], "Transpose") if reshape else None
         if reshape is None or turn is None or turn.attributes.get_ints("perm") != (0, 2, 1, 3):
             return
         shape = reshape.outputs[0].shape
@@ -100,7 +114,7 @@ def _split_heads(model: ir.Model, split: ir.Node) -> None:
         heads.append(shape[2])
         result = turn.outputs[0]
         if number < 2:
-            rotation = _only_use(result, "RotaryEmbedding")
+            rotation = only_use(result, "RotaryEmbedding")
             if rotation is None or len(rotation.inputs) != 3:
                 return
             if rotation.attributes.get_int("interleaved", 0) or rotation.attributes.get_int("rotary_embedding_dim", 0):
@@ -115,7 +129,7 @@ def _split_heads(model: ir.Model, split: ir.Node) -> None:
     made = ir.node(SPLIT_HEADS, [split.inputs[0], *rotations[0].inputs[1:], parts], domain=DOMAIN, num_outputs=3)
     model.graph.insert_before(rotations[0], [made])
     for old, new in zip(results, made.outputs, strict=True):
-        _take_over(old, new)
+        take_over(old, new)
 
 
 def _swiglu(model: ir.Model, split: ir.Node) -> None:
@@ -123,18 +137,18 @@ def _swiglu(model: ir.Model, split: ir.Node) -> None:
         return
     gate, up = split.outputs
     sigmoid = next((use.node for use in gate.uses() if use.node.op_type == "Sigmoid"), None)
-    silu = _only_use(sigmoid.outputs[0], "Mul") if sigmoid else None
-    product = _only_use(silu.outputs[0], "Mul") if silu else None
+    silu = only_use(sigmoid.outputs[0], "Mul") if sigmoid else None
+    product = only_use(silu.outputs[0], "Mul") if silu else None
     if silu is None or product is None or gate not in silu.inputs or up not in product.inputs:
         return
     if len(list(gate.uses())) != 2 or len(list(up.uses())) != 1:
         return
     made = ir.node(SWIGLU, [split.inputs[0]], domain=DOMAIN)
     model.graph.insert_before(product, [made])
-    _take_over(product.outputs[0], made.outputs[0])
+    take_over(product.outputs[0], made.outputs[0])
 
 
-def _take_over(old: ir.Value, new: ir.Value) -> None:
+def take_over(old: ir.Value, new: ir.Value) -> None:
     """Everything that read `old`, the graph's outputs too, reads `new`."""
     new.shape, new.type = old.shape, old.type
     if old.is_graph_output():

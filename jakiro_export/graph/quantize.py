@@ -2,9 +2,10 @@
 
     RowInt8MatMul(x [..., in], rotation [block, block], weight [out / 16, in / 4, 16, 4], scales [out]) -> [..., out]
 
-Weights are quantised once, an output channel at a time; activations in the operator, a row at a time, so that a row's result does
-not depend on the rows beside it (per-tensor scales would: speculative and plain decoding would then differ). Integer sums are
-exact in any order, and what is left around them works element by element: a bitwise engine stays bitwise.
+and forms of it: with a norm or SwiGlu before the product, with a residual behind it. Weights are quantised once, an output
+channel at a time; activations in the operator, a row at a time, so that a row's result does not depend on the rows beside it
+(per-tensor scales would: speculative and plain decoding would then differ). Integer sums are exact in any order, and what is left
+around them works element by element: a bitwise engine stays bitwise.
 
 A few entries of an activation are far larger than the rest and would leave the others few steps. So rows are rotated first,
 `block` entries at a time, by a Hadamard matrix, which spreads such an entry over its block; the weights were rotated the same way
@@ -33,6 +34,8 @@ from jakiro_export.graph.passes import add_initializer, drop_unused_initializers
 from jakiro_export.weights import Array, Reshaped, Stacked, Transposed, Weight
 
 NAME = "RowInt8MatMul"
+NORM, ADD = "Norm", "Add"
+FORMS = (NAME, f"{NAME}{ADD}", f"{NORM}{NAME}", f"{fuse.SWIGLU}{NAME}", f"{fuse.SWIGLU}{NAME}{ADD}")
 _ZERO = 128
 _LEAST = 2.0**-100  # a row of zeros is divided by this
 _LANES, _SIDE = 16, 4  # outputs and inputs that lie side by side
@@ -140,16 +143,11 @@ def _scales(rows: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(rows).max(1), np.float32(_LEAST)) / np.float32(127)
 
 
-def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
-    """Every product of a float32 activation with a constant matrix becomes one of bytes, where its sizes can be tiled.
-
-    Returns:
-        the operator's body, where it was used
-    """
-    graph, used = model.graph, False
+def quantize_products(model: ir.Model) -> None:
+    """Every product of a float32 activation with a constant matrix becomes one of bytes, where its sizes can be tiled."""
+    graph = model.graph
     for node in list(graph):
         if node.op_type == dispatch.NAME and _quantize_experts(model, node):
-            used = True
             continue
         channels = _channels(node)
         if channels is None or channels.dtype != np.float32 or len(channels.shape) != 2:
@@ -169,10 +167,9 @@ def quantize_products(model: ir.Model, opset: int) -> list[onnx.FunctionProto]:
         result.shape, result.type = output.shape, output.type
         output.replace_all_uses_with(result)
         graph.remove(node, safe=True)
-        used = True
+    absorb(model)
     drop_unused_initializers(model)
     common.NameFixPass()(model)
-    return [function(opset)] if used else []
 
 
 def _product(model: ir.Model, data: ir.Value, channels: Weight, name: str) -> ir.Node:
@@ -246,25 +243,40 @@ def _channels(node: ir.Node) -> Weight | None:
     return weight.weight if isinstance(weight, Transposed) else None
 
 
-def _schema() -> onnx.defs.OpSchema:
+def _signature(name: str) -> dict[str, str]:
+    """The inputs of a form of the operator, and their types."""
+    inputs = {"x": "tensor(float)", "rotation": "tensor(float)", "weight": "tensor(uint8)", "scales": "tensor(float)"}
+    if name.startswith(NORM):
+        inputs["gain"] = "tensor(float)"
+    if name.endswith(ADD):
+        inputs["residual"] = "tensor(float)"
+    return inputs
+
+
+def _schema(name: str) -> onnx.defs.OpSchema:
     schema = onnx.defs.OpSchema
-    kinds = {"x": "tensor(float)", "rotation": "tensor(float)", "weight": "tensor(uint8)", "scales": "tensor(float)"}
     return schema(
-        NAME,
+        name,
         DOMAIN,
         1,
         doc="Rows, rotated and quantised one by one, times a matrix in bytes.",
-        inputs=[schema.FormalParameter(name, kind) for name, kind in kinds.items()],
+        inputs=[schema.FormalParameter(each, kind) for each, kind in _signature(name).items()],
         outputs=[schema.FormalParameter("y", "tensor(float)")],
+        attributes=[schema.Attribute("epsilon", schema.AttrType.FLOAT, "of the norm")] if name.startswith(NORM) else [],
     )
 
 
-if not onnx.defs.has(NAME, DOMAIN):
-    onnx.defs.register_schema(_schema())
+for each in FORMS:
+    if not onnx.defs.has(each, DOMAIN):
+        onnx.defs.register_schema(_schema(each))
 
 
-def function(opset: int) -> onnx.FunctionProto:
-    """The operator's body in standard ONNX operators."""
+def functions(opset: int) -> list[onnx.FunctionProto]:
+    """The operator's forms in standard ONNX operators; a norm before the product needs opset 23."""
+    return [_function(name, opset) for name in FORMS if opset >= 23 or not name.startswith(NORM)]
+
+
+def _function(name: str, opset: int) -> onnx.FunctionProto:
     nodes: list[onnx.NodeProto] = []
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -274,13 +286,20 @@ def function(opset: int) -> onnx.FunctionProto:
     def constant(name: str, value: Any) -> str:
         return add("Constant", [], name, value=numpy_helper.from_array(np.asarray(value), name))
 
+    x = "x"
+    if name.startswith(NORM):
+        x = add("RMSNormalization", ["x", "gain"], "normed")
+        nodes[-1].attribute.append(onnx.AttributeProto(name="epsilon", ref_attr_name="epsilon", type=onnx.AttributeProto.FLOAT))
+    elif name.startswith(fuse.SWIGLU):
+        nodes += fuse.swiglu_body("x", "gated")
+        x = "gated"
     last, zero = constant("last", np.array([-1], np.int64)), constant("zero", np.array(_ZERO, np.uint8))
     # the rotation, `block` entries of a row at a time
     add("Split", [add("Shape", ["rotation"], "rotation_shape"), constant("halves", np.array([1, 1], np.int64))], "block", axis=0)
     nodes[-1].output.append("block_again")
     add("Concat", [last, "block"], "blocks", axis=0)
-    add("MatMul", [add("Reshape", ["x", "blocks"], "in_blocks"), "rotation"], "rotated_blocks")
-    rotated = add("Reshape", ["rotated_blocks", add("Shape", ["x"], "shape")], "rotated")
+    add("MatMul", [add("Reshape", [x, "blocks"], "in_blocks"), "rotation"], "rotated_blocks")
+    rotated = add("Reshape", ["rotated_blocks", add("Shape", [x], "shape")], "rotated")
     # rows as bytes around 128, and the scale of each row
     size = add("ReduceMax", [add("Abs", [rotated], "sizes"), last], "size", keepdims=1)
     least = add("Max", [size, constant("least", np.array(_LEAST, np.float32))], "positive")
@@ -292,7 +311,44 @@ def function(opset: int) -> onnx.FunctionProto:
     add("Concat", [last, add("Shape", ["scales"], "outs")], "matrix_shape", axis=0)
     matrix = add("Reshape", [add("Transpose", ["weight"], "turned", perm=[1, 3, 0, 2]), "matrix_shape"], "matrix")
     sums = add("Cast", [add("MatMulInteger", [rows, matrix, zero, zero], "product")], "sums", to=onnx.TensorProto.FLOAT)
-    add("Mul", [add("Mul", [sums, scale], "by_row"), "scales"], "y")
-    return helper.make_function(
-        DOMAIN, NAME, ["x", "rotation", "weight", "scales"], ["y"], nodes, [helper.make_opsetid("", opset)]
-    )
+    result = "result" if name.endswith(ADD) else "y"
+    add("Mul", [add("Mul", [sums, scale], "by_row"), "scales"], result)
+    if name.endswith(ADD):
+        add("Add", [result, "residual"], "y")
+    attributes = ["epsilon"] if name.startswith(NORM) else []
+    inputs, opsets = list(_signature(name)), [helper.make_opsetid("", opset)]
+    return helper.make_function(DOMAIN, name, inputs, ["y"], nodes, opsets, attributes)
+
+
+def absorb(model: ir.Model) -> None:
+    """Norms and SwiGlu before a product and the residual behind it join it: with few rows, starting them is their cost."""
+    for node in list(model.graph):
+        if node.op_type != NAME:
+            continue
+        data, output = node.inputs[0], node.outputs[0]
+        assert data is not None
+        before = data.producer() if len(list(data.uses())) == 1 and not data.is_graph_output() else None
+        inputs, attributes, prefix, suffix = list(node.inputs), {}, "", ""
+        if before is not None and before.op_type == fuse.SWIGLU:
+            prefix, inputs[0] = fuse.SWIGLU, before.inputs[0]
+        elif before is not None and _is_norm_of_rows(before):
+            prefix, inputs = NORM, [before.inputs[0], *inputs[1:], before.inputs[1]]
+            attributes["epsilon"] = before.attributes.get_float("epsilon", 1e-5)
+        place, sum_ = node, fuse.only_use(output, "Add")
+        residual = next((each for each in sum_.inputs if each is not output), None) if sum_ is not None else None
+        if prefix != NORM and sum_ is not None and residual is not None and _same_shape(residual, output):
+            suffix, place, inputs = ADD, sum_, [*inputs, residual]
+        if prefix or suffix:
+            made = ir.node(prefix + NAME + suffix, inputs, attributes=attributes, domain=DOMAIN)
+            model.graph.insert_before(place, [made])
+            fuse.take_over(place.outputs[0], made.outputs[0])
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _is_norm_of_rows(node: ir.Node) -> bool:
+    gain = node.inputs[1] if node.op_type == "RMSNormalization" else None
+    return gain is not None and gain.shape is not None and len(gain.shape) == 1 and node.attributes.get_int("axis", -1) == -1
+
+
+def _same_shape(one: ir.Value, other: ir.Value) -> bool:
+    return one.shape is not None and len(one.shape) > 1 and one.shape == other.shape

@@ -53,6 +53,7 @@ class Draft:
     nodes: int
     draft_vocab: int | None = None
     pairing: str = "parent"
+    parallel_step: bool = True
     num_experts: int = 2
 
     @property

@@ -81,6 +81,7 @@ class PlainDraft:
         nodes: int,
         pairing: str = "parent",
         vocab: list[int] | None = None,
+        parallel: bool = True,
     ) -> list[Node]:
         """The tree over accepted rows; `past` has the keys and values of earlier positions."""
         inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
@@ -92,7 +93,7 @@ class PlainDraft:
         rights, came_from = [right] * k, list(range(k))
         for round_ in range(depth):
             first = len(candidates)
-            if round_ < depth - 1:
+            if round_ < depth - 1 or not parallel:
                 position, lefts, rights, keys = positions[-1] + 1 + round_, [], [], []
                 for number, feature, ancestors in beam:
                     x = self.fc(candidates[number].token, feature)

@@ -126,7 +126,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, row_ms: float, measured: dict[tupl
 
     monkeypatch.setattr(choose, "grow", deep)
     phase = Phase(lambda inputs: inputs, 2, 8, 0)
-    search = Search([None], make_plan(row_ms), lambda s: phase._replace(levels=s.depth + 1), given, "parent", 8)  # type: ignore[list-item]
+    search = Search([None], make_plan(row_ms), lambda s: phase._replace(levels=s.depth + 1), given, TreeShape(), 8)  # type: ignore[list-item]
     search.measured.update(measured)
     return search.smallest(search.best()[0].shape)
 

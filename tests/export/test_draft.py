@@ -26,6 +26,7 @@ SHAPES = [
     (TreeShape(3, 4, 12, "published"), 100),
     (TreeShape(1, 5, 9), 64),
     (TreeShape(4, 2, 18), None),
+    (TreeShape(2, 3, 14, parallel=False), 80),
 ]
 
 
@@ -71,7 +72,7 @@ class DraftCase:
             plain = self.plain.star_tree(*given)
         else:
             s = self.shape
-            plain = self.plain.tree(*given, s.depth, s.top_k, s.nodes, s.pairing, self.vocab)
+            plain = self.plain.tree(*given, s.depth, s.top_k, s.nodes, s.pairing, self.vocab, s.parallel)
         np.testing.assert_allclose(ours[2][0], [node.score for node in plain], atol=2e-4)
         assert ours[0][0].tolist() == [node.token for node in plain]
         assert ours[1][0].tolist() == [node.parent for node in plain]

@@ -49,7 +49,13 @@ def differs(engine: Engine) -> bool:
 def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:
     kinds = [node.op_type for node in onnx.load(tiny_int8 / "target.onnx", load_external_data=False).graph.node]
     layers = 3
-    assert kinds.count("RowInt8MatMul") == 4 * layers + 1  # q k v, o, gate up, down; logits
+    for kind, count in (
+        ("NormRowInt8MatMul", 2 * layers),  # q k v; gate and up
+        ("RowInt8MatMulAdd", layers),  # o
+        ("SwiGluRowInt8MatMulAdd", layers),  # down
+        ("RowInt8MatMul", 1),  # logits
+    ):
+        assert kinds.count(kind) == count
     assert kinds.count("TreeAttention") == layers
     assert not {"MatMul", "Gemm"} & set(kinds)
     engine = Engine.open(tiny_int8)
@@ -62,15 +68,15 @@ def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None
 def test_one_scale_for_all_rows_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_target: Path, tiny_head: Path
 ) -> None:
-    by_row = quantize.function
+    by_row = quantize._function
 
-    def for_all_rows(opset: int) -> onnx.FunctionProto:
-        body = by_row(opset)
+    def for_all_rows(name: str, opset: int) -> onnx.FunctionProto:
+        body = by_row(name, opset)
         largest = next(node for node in body.node if node.op_type == "ReduceMax")
         del largest.input[1:]  # every axis
         return body
 
-    monkeypatch.setattr(quantize, "function", for_all_rows)
+    monkeypatch.setattr(quantize, "_function", for_all_rows)
     monkeypatch.setattr(onnxruntime_backend, "library", lambda: None)
     out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="int8", verify=False)
     assert differs(Engine.open(out))

@@ -17,7 +17,7 @@ from jakiro_runtime.backend import onnxruntime as backend
 
 OPSET = 23
 Arrays = dict[str, np.ndarray]
-BODIES = {body.name: body for body in (quantize.function(OPSET), tree_attention.function(OPSET), *fuse.functions(OPSET))}
+BODIES = {body.name: body for body in (*quantize.functions(OPSET), tree_attention.function(OPSET), *fuse.functions(OPSET))}
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +29,28 @@ def library() -> Path:
 
 
 def session(
-    name: str, inputs: Arrays, library: Path | None, threads: int = 2, body: onnx.FunctionProto | None = None, **attributes: float
+    name: str,
+    inputs: Arrays,
+    library: Path | None,
+    threads: int = 2,
+    body: onnx.FunctionProto | None = None,
+    constant: str | None = None,
+    **attributes: float,
 ) -> ort.InferenceSession:
-    """A graph of one operator with its body, run by the kernels where `library` is given."""
+    """A graph of one operator with its body, run by the kernels where `library` is given.
+
+    constant: an input to write into it
+    """
     body = body or BODIES[name]
     node = helper.make_node(name, list(inputs), list(body.output), domain="jakiro", **attributes)
-    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items()}
+    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items() if key != constant}
+    result = TensorProto.INT64 if name == "BestToken" else TensorProto.FLOAT
     graph = helper.make_graph(
         [node],
         name,
         [helper.make_tensor_value_info(key, kind, [None] * inputs[key].ndim) for key, kind in kinds.items()],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in body.output],
+        [helper.make_tensor_value_info(output, result, None) for output in body.output],
+        [onnx.numpy_helper.from_array(inputs[constant], constant)] if constant else [],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("jakiro", 1)]
     model = helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10)
@@ -50,13 +61,16 @@ def session(
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def product(rows: int, wide: int = 192, out: int = 80) -> Arrays:
+def product(rows: int, wide: int = 192, out: int = 80, gain: bool = False, residual: bool = False) -> Arrays:
     random = np.random.default_rng(rows)
     weight = random.integers(1, 256, (out // 16, wide // 4, 16, 4)).astype(np.uint8)
     x = random.standard_normal((1, rows, wide)).astype(np.float32)
     x[0, :, 5] *= 50  # an entry far larger than the rest
     rotation = quantize.hadamard(quantize.block_of(wide))
-    return {"x": x, "rotation": rotation, "weight": weight, "scales": random.random(out).astype(np.float32) / 100}
+    more = {"gain": random.random(wide).astype(np.float32)} if gain else {}
+    if residual:
+        more["residual"] = random.standard_normal((1, rows, out)).astype(np.float32)
+    return {"x": x, "rotation": rotation, "weight": weight, "scales": random.random(out).astype(np.float32) / 100, **more}
 
 
 def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> Arrays:
@@ -83,6 +97,10 @@ def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> A
 
 CALLS = [
     *[("RowInt8MatMul", product(rows, wide)) for rows, wide in ((1, 192), (7, 48), (33, 576))],
+    ("RowInt8MatMulAdd", product(13, residual=True)),
+    *[("NormRowInt8MatMul", product(rows, gain=True)) for rows in (2, 14)],
+    *[("SwiGluRowInt8MatMul", {**product(rows), "x": product(rows, 384)["x"]}) for rows in (3, 24)],
+    ("SwiGluRowInt8MatMulAdd", {**product(9, residual=True), "x": product(9, 384)["x"]}),
     *[("TreeAttention", attention(rows, past, 128, dim)) for rows, past, dim in ((1, 100, 64), (9, 77, 16), (40, 0, 8))],
     ("SplitHeads", {
         "qkv": np.random.default_rng(0).standard_normal((2, 3, 10 * 16)).astype(np.float32),
@@ -90,13 +108,14 @@ CALLS = [
         "sin": np.sin(np.arange(48)).reshape(2, 3, 8).astype(np.float32),
         "parts": np.array([6, 2, 2]),
     }),
+    ("BestToken", {"logits": np.random.default_rng(0).integers(0, 40, (1, 5, 83)).astype(np.float32)}),  # ties: the first counts
     ("SwiGlu", {"both": np.linspace(-150, 150, 2 * 3 * 72).reshape(2, 3, 72).astype(np.float32)}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "inputs"), CALLS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(CALLS)])
 def test_a_kernel_computes_what_its_body_does(library: Path, name: str, inputs: Arrays) -> None:
-    attributes = {"scaling": 0.3} if name == "TreeAttention" else {}
+    attributes = {"TreeAttention": {"scaling": 0.3}, "NormRowInt8MatMul": {"epsilon": 1e-3}}.get(name, {})
     expected = session(name, inputs, None, **attributes).run(None, inputs)
     found = session(name, inputs, library, **attributes).run(None, inputs)
     for ours, theirs in zip(found, expected, strict=True):
@@ -125,6 +144,16 @@ def test_a_rows_product_is_its_own(library: Path, wide: int) -> None:
         for first, count in ((0, 1), (1, 2), (3, 8), (11, 26)):
             some = {**inputs, "x": inputs["x"][:, first : first + count]}
             assert np.array_equal(run.run(None, some)[0], together[:, first : first + count])
+
+
+def test_a_constant_weight_is_kept_by_the_kernel(library: Path) -> None:
+    """Its copy is read, not the graph's: the result is the same, also after another session is gone."""
+    inputs = product(5)
+    given = {name: value for name, value in inputs.items() if name != "weight"}
+    expected = session("RowInt8MatMul", inputs, library).run(None, inputs)[0]
+    many = [session("RowInt8MatMul", inputs, library, constant="weight") for _ in range(3)]
+    del many[0]  # one goes, the others' copies stay
+    assert all(np.array_equal(each.run(None, given)[0], expected) for each in many)
 
 
 def test_rotation_tames_an_outlier(library: Path) -> None:

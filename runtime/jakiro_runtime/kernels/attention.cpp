@@ -102,34 +102,43 @@ inline void transpose_16(const float* const (&from)[16], float* to) {
   }
 }
 
-// Scores of up to 64 keys, which lie as columns [dim, kBlock], for kRows queries: one chain of additions over the entries each.
-template <int kRows>
+// Scores of 16 kWide keys, which lie as columns [dim, kBlock], for kRows queries: one chain of additions over the entries each.
+template <int kRows, int kWide>
 inline void score_rows(const float* columns, int64_t dim, const float* const* queries, float* to, int64_t stride) {
-  __m512 sums[kRows][4];
+  __m512 sums[kRows][kWide];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) sums[r][k] = _mm512_setzero_ps();
+    for (int k = 0; k < kWide; ++k) sums[r][k] = _mm512_setzero_ps();
   }
   for (int64_t d = 0; d < dim; ++d) {
-    __m512 keys[4];
+    __m512 keys[kWide];
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) keys[k] = _mm512_loadu_ps(columns + d * kBlock + 16 * k);
+    for (int k = 0; k < kWide; ++k) keys[k] = _mm512_loadu_ps(columns + d * kBlock + 16 * k);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const __m512 query = _mm512_set1_ps(queries[r][d]);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) sums[r][k] = _mm512_fmadd_ps(query, keys[k], sums[r][k]);
+      for (int k = 0; k < kWide; ++k) sums[r][k] = _mm512_fmadd_ps(query, keys[k], sums[r][k]);
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) _mm512_storeu_ps(to + r * stride + 16 * k, sums[r][k]);
+    for (int k = 0; k < kWide; ++k) _mm512_storeu_ps(to + r * stride + 16 * k, sums[r][k]);
   }
 }
 
-// Scores of `count` keys for every row, [rows, stride]; up to 63 floats behind the last are overwritten.
+template <int kWide>
+inline void score_every(const float* columns, int64_t dim, int rows, const float* const* queries, float* to, int64_t stride) {
+  int r = 0;
+  for (; rows - r >= 4; r += 4) score_rows<4, kWide>(columns, dim, queries + r, to + r * stride, stride);
+  if (rows - r == 3) score_rows<3, kWide>(columns, dim, queries + r, to + r * stride, stride);
+  if (rows - r == 2) score_rows<2, kWide>(columns, dim, queries + r, to + r * stride, stride);
+  if (rows - r == 1) score_rows<1, kWide>(columns, dim, queries + r, to + r * stride, stride);
+}
+
+// Scores of `count` keys for every row, [rows, stride]; up to 15 floats behind the last are overwritten.
 void score(const float* keys, int64_t count, int64_t dim, int rows, const float* const* queries, float* to, int64_t stride) {
   alignas(64) float columns[128 * kBlock];
   for (int64_t first = 0; first < count; first += kBlock) {
@@ -140,16 +149,16 @@ void score(const float* keys, int64_t count, int64_t dim, int rows, const float*
         transpose_16(from, columns + d * kBlock + n);
       }
     }
-    float* at = to + first;
-    int r = 0;
-    for (; rows - r >= 4; r += 4) score_rows<4>(columns, dim, queries + r, at + r * stride, stride);
-    if (rows - r == 3) score_rows<3>(columns, dim, queries + r, at + r * stride, stride);
-    if (rows - r == 2) score_rows<2>(columns, dim, queries + r, at + r * stride, stride);
-    if (rows - r == 1) score_rows<1>(columns, dim, queries + r, at + r * stride, stride);
+    switch ((std::min(kBlock, count - first) + 15) / 16) {
+      case 1: score_every<1>(columns, dim, rows, queries, to + first, stride); break;
+      case 2: score_every<2>(columns, dim, rows, queries, to + first, stride); break;
+      case 3: score_every<3>(columns, dim, rows, queries, to + first, stride); break;
+      default: score_every<4>(columns, dim, rows, queries, to + first, stride);
+    }
   }
 }
 
-// Adds weight times value, position by position, to what is in out [16 * kWide] for each of kRows rows.
+// Adds weight times value, position by position, to what is in out [16 * kWide] for each of kRows rows. A weight of 0 adds nothing.
 template <int kWide, int kRows>
 inline void add_values(const float* value, int64_t count, const float* const* weights, float* const* outs) {
   __m512 out[kRows][kWide];
@@ -194,6 +203,17 @@ float numerators(float* scores, int64_t count, float by) {
 }
 
 template <int kWide>
+void add_values(const float* value, int64_t count, int rows, const float* first, int64_t stride, float* const* outs) {
+  const float* weights[kMost];
+  for (int r = 0; r < rows; ++r) weights[r] = first + r * stride;
+  int r = 0;
+  for (; rows - r >= 4; r += 4) add_values<kWide, 4>(value, count, weights + r, outs + r);
+  if (rows - r == 3) add_values<kWide, 3>(value, count, weights + r, outs + r);
+  if (rows - r == 2) add_values<kWide, 2>(value, count, weights + r, outs + r);
+  if (rows - r == 1) add_values<kWide, 1>(value, count, weights + r, outs + r);
+}
+
+template <int kWide>
 void attend_wide(int rows, const Shape& shape, const Part& part, const float* const* queries, const Seen* seen, float* scores,
                  int64_t stride, float* const* outs) {
   constexpr int64_t kDim = 16 * kWide;
@@ -208,23 +228,16 @@ void attend_wide(int rows, const Shape& shape, const Part& part, const float* co
     const int64_t more = seen[r].size();
     for (int64_t n = 0; n < more; ++n) row[part.past + n] = beside[r * others + seen[r][n]];
     totals[r] = numerators(row, part.past + more, shape.scaling);
+    float* dense = beside.data() + r * others;
+    std::fill(dense, dense + shape.others, 0.0f);
+    for (int64_t n = 0; n < more; ++n) dense[seen[r][n]] = row[part.past + n];
     std::fill(outs[r], outs[r] + kDim, 0.0f);
   }
   for (int64_t n = 0; n < part.past; n += kBlock) {
-    const int64_t count = std::min(kBlock, part.past - n);
-    const float *value = part.past_value + n * kDim, *weights[kMost];
-    for (int r = 0; r < rows; ++r) weights[r] = scores + r * stride + n;
-    int r = 0;
-    for (; rows - r >= 4; r += 4) add_values<kWide, 4>(value, count, weights + r, outs + r);
-    if (rows - r == 3) add_values<kWide, 3>(value, count, weights + r, outs + r);
-    if (rows - r == 2) add_values<kWide, 2>(value, count, weights + r, outs + r);
-    if (rows - r == 1) add_values<kWide, 1>(value, count, weights + r, outs + r);
+    add_values<kWide>(part.past_value + n * kDim, std::min(kBlock, part.past - n), rows, scores + n, stride, outs);
   }
+  add_values<kWide>(part.new_value, shape.others, rows, beside.data(), others, outs);
   for (int r = 0; r < rows; ++r) {
-    for (size_t n = 0; n < seen[r].size(); ++n) {
-      const float* weight = scores + r * stride + part.past + n;
-      add_values<kWide, 1>(part.new_value + seen[r][n] * kDim, 1, &weight, outs + r);
-    }
     for (int64_t d = 0; d < kDim; ++d) outs[r][d] /= totals[r];
   }
 }
@@ -243,11 +256,11 @@ void attend(int count, const Shape& shape, const Part& part, const float* const*
 
 }  // namespace
 
-ort::Status* tree_attention(const Call& call, float scaling) {
+ort::Status* tree_attention(const Call& call) {
   const Tensor query = call.input(0), past_key = call.input(1), past_value = call.input(2), new_key = call.input(3);
   const Tensor new_value = call.input(4), past_length = call.input(5), visible = call.input(6);
   const int64_t batch = query.dims[0];
-  const Shape shape{query.dims[1], past_key.dims[1], query.dims[2], new_key.dims[2], past_key.dims[2], query.dims[3], scaling};
+  const Shape shape{query.dims[1], past_key.dims[1], query.dims[2], new_key.dims[2], past_key.dims[2], query.dims[3], call.attribute()};
   const int64_t rows = shape.rows, others = shape.others, dim = shape.dim, groups = shape.heads / shape.kv_heads, queries = groups * rows;
   if (past_key.dims[3] != dim || visible.dims[1] != rows || visible.dims[2] != others || shape.heads % shape.kv_heads != 0) {
     return call.fail("TreeAttention: queries, keys and mask do not fit together");

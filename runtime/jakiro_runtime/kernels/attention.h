@@ -4,6 +4,6 @@
 
 namespace jakiro {
 
-ort::Status* tree_attention(const Call& call, float scaling);
+ort::Status* tree_attention(const Call& call);
 
 }  // namespace jakiro

@@ -58,6 +58,45 @@ ort::Status* split_heads(const Call& call) {
   return nullptr;
 }
 
+void swiglu_row(const float* both, int64_t inner, float* out) {
+  const float *gate = both, *up = both + inner;
+  const __m512 one = _mm512_set1_ps(1.0f);
+  int64_t n = 0;
+  for (; n + 16 <= inner; n += 16) {
+    const __m512 x = _mm512_loadu_ps(gate + n), below = exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
+    const __m512 silu = _mm512_div_ps(x, _mm512_add_ps(one, below));
+    _mm512_storeu_ps(out + n, _mm512_mul_ps(silu, _mm512_loadu_ps(up + n)));
+  }
+  for (; n < inner; ++n) out[n] = gate[n] / (1.0f + std::exp(-gate[n])) * up[n];
+}
+
+// BestToken(logits [..., vocab]) -> int64 [...], the first of the largest
+ort::Status* best_token(const Call& call) {
+  const Tensor logits = call.input(0);
+  const int64_t vocab = logits.dims[logits.rank - 1], rows = vocab ? logits.count() / vocab : 0;
+  int64_t* best = static_cast<int64_t*>(call.output(0, logits.dims, logits.rank - 1));
+  auto work = [&](size_t row) {
+    const float* x = logits.as<float>() + row * vocab;
+    __m512 most = _mm512_set1_ps(x[0]);
+    int64_t n = 0;
+    for (; n + 16 <= vocab; n += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(x + n));
+    float largest = _mm512_reduce_max_ps(most);
+    for (; n < vocab; ++n) largest = std::max(largest, x[n]);
+    const __m512 wanted = _mm512_set1_ps(largest);
+    for (n = 0; n + 16 <= vocab; n += 16) {
+      const __mmask16 found = _mm512_cmpeq_ps_mask(_mm512_loadu_ps(x + n), wanted);
+      if (found) {
+        n += __builtin_ctz(found);
+        break;
+      }
+    }
+    while (n < vocab && x[n] != largest) ++n;
+    best[row] = n < vocab ? n : 0;  // no number at all: as good as any
+  };
+  if (rows) call.parallel(rows, work);
+  return nullptr;
+}
+
 // SwiGlu(both [..., 2 * inner]) -> [..., inner]: silu of the first half times the second
 ort::Status* swiglu(const Call& call) {
   const Tensor both = call.input(0);
@@ -67,18 +106,7 @@ ort::Status* swiglu(const Call& call) {
   dims[both.rank - 1] = inner;
   float* result = static_cast<float*>(call.output(0, dims, both.rank));
   over_rows(call, rows, width, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      const float *gate = both.as<float>() + row * width, *up = gate + inner;
-      float* out = result + row * inner;
-      int64_t n = 0;
-      const __m512 one = _mm512_set1_ps(1.0f);
-      for (; n + 16 <= inner; n += 16) {
-        const __m512 x = _mm512_loadu_ps(gate + n), below = exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
-        const __m512 silu = _mm512_div_ps(x, _mm512_add_ps(one, below));
-        _mm512_storeu_ps(out + n, _mm512_mul_ps(silu, _mm512_loadu_ps(up + n)));
-      }
-      for (; n < inner; ++n) out[n] = gate[n] / (1.0f + std::exp(-gate[n])) * up[n];
-    }
+    for (int64_t row = first; row < last; ++row) swiglu_row(both.as<float>() + row * width, inner, result + row * inner);
   });
   return nullptr;
 }

@@ -1,5 +1,8 @@
 // The entry point ONNX Runtime calls: describes this library's operators and adds them to a session.
+#include <memory>
+
 #include "attention.h"
+#include "kept.h"
 #include "layers.h"
 #include "ort_abi.h"
 #include "row_product.h"
@@ -12,21 +15,44 @@ using jakiro::Call;
 struct Operator {
   ort::CustomOp base;  // first: ONNX Runtime hands back its address
   const char* name;
-  ort::Status* (*run)(const Call&, float scaling);
-  bool scaled;  // has the attribute `scaling`
+  ort::Status* (*run)(const Call&);
+  const char* attribute;  // its one number; nullptr where it has none
+  int weight;             // the input to keep in large pages; -1: none
   ort::ElementType inputs[8];
   size_t input_count, output_count;
+  ort::ElementType output = ort::kFloat;
 };
 
 struct Kernel {
   const ort::Api* api;
   const Operator* op;
-  float scaling;
+  float attribute;
+  jakiro::Kept weight;
 };
 
 const Operator* of(const ort::CustomOp* op) { return reinterpret_cast<const Operator*>(op); }
 
 constexpr int kRequired = 0;
+
+ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelInfo* info, Kernel** made) {
+  auto kernel = std::make_unique<Kernel>(Kernel{api, op, 0.0f, {}});
+  if (op->attribute != nullptr) {
+    using Get = ort::Status*(const ort::KernelInfo*, const char*, float*);
+    if (auto* status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, op->attribute, &kernel->attribute)) return status;
+  }
+  if (op->weight >= 0) {
+    int constant = 0;
+    const ort::Value* value = nullptr;
+    using Get = ort::Status*(const ort::KernelInfo*, size_t, int*, const ort::Value**);
+    if (auto* status = api->at<Get>(ort::kKernelInfoGetConstantInput)(info, op->weight, &constant, &value)) return status;
+    if (constant) {
+      const jakiro::Tensor weight = jakiro::tensor_of(api, value);
+      kernel->weight = jakiro::keep(weight.data, weight.count());  // bytes
+    }
+  }
+  *made = kernel.release();
+  return nullptr;
+}
 
 ort::CustomOp table() {
   ort::CustomOp op{};
@@ -35,7 +61,7 @@ ort::CustomOp table() {
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
   op.input_type = [](const ort::CustomOp* op, size_t n) { return of(op)->inputs[n]; };
   op.input_count = [](const ort::CustomOp* op) { return of(op)->input_count; };
-  op.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.output_type = [](const ort::CustomOp* op, size_t) { return of(op)->output; };
   op.output_count = [](const ort::CustomOp* op) { return of(op)->output_count; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.input_characteristic = op.output_characteristic = [](const ort::CustomOp*, size_t) { return kRequired; };
@@ -43,36 +69,32 @@ ort::CustomOp table() {
   op.variadic_input_least = op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
   op.variadic_output_least = op.variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
   op.create_kernel_v2 = [](const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
-    float scaling = 1;
-    ort::Status* status = nullptr;
-    if (of(op)->scaled) {
-      using Get = ort::Status*(const ort::KernelInfo*, const char*, float*);
-      status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, "scaling", &scaling);
-    }
-    if (status == nullptr) *kernel = new Kernel{api, of(op), scaling};
-    return status;
+    return create(of(op), api, info, reinterpret_cast<Kernel**>(kernel));
   };
   op.compute_v2 = [](void* kernel, ort::Context* context) {
     const Kernel& self = *static_cast<Kernel*>(kernel);
-    return self.op->run(Call(self.api, context), self.scaling);
+    return self.op->run(Call(self.api, context, self.attribute, self.weight.data));
   };
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
   return op;
 }
 
-template <ort::Status* (*kRun)(const Call&)>
-ort::Status* unscaled(const Call& call, float) {
-  return kRun(call);
-}
+using jakiro::Before;
+using jakiro::row_product;
 
-constexpr ort::ElementType kF = ort::kFloat;
+constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8;
 
 const Operator kOperators[] = {
-    {table(), "RowInt8MatMul", unscaled<jakiro::row_product>, false, {kF, kF, ort::kUint8, kF}, 4, 1},
-    {table(), "TreeAttention", jakiro::tree_attention, true, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7, 1},
-    {table(), "SplitHeads", unscaled<jakiro::split_heads>, false, {kF, kF, kF, ort::kInt64}, 4, 3},
-    {table(), "SwiGlu", unscaled<jakiro::swiglu>, false, {kF}, 1, 1},
+    {table(), "RowInt8MatMul", row_product<Before::kNothing, false>, nullptr, 2, {kF, kF, kB, kF}, 4, 1},
+    {table(), "RowInt8MatMulAdd", row_product<Before::kNothing, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, 1},
+    {table(), "NormRowInt8MatMul", row_product<Before::kNorm, false>, "epsilon", 2, {kF, kF, kB, kF, kF}, 5, 1},
+    {table(), "SwiGluRowInt8MatMul", row_product<Before::kSwiGlu, false>, nullptr, 2, {kF, kF, kB, kF}, 4, 1},
+    {table(), "SwiGluRowInt8MatMulAdd", row_product<Before::kSwiGlu, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, 1},
+    {table(), "TreeAttention", jakiro::tree_attention, "scaling", -1, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7, 1},
+    {table(), "SplitHeads", jakiro::split_heads, nullptr, -1, {kF, kF, kF, ort::kInt64}, 4, 3},
+    {table(), "SwiGlu", jakiro::swiglu, nullptr, -1, {kF}, 1, 1},
+    {table(), "BestToken", jakiro::best_token, nullptr, -1, {kF}, 1, 1, ort::kInt64},
 };
 
 }  // namespace

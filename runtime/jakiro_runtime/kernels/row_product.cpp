@@ -1,25 +1,33 @@
-// RowInt8MatMul: rows rotated, quantised to bytes one by one, multiplied by weights in bytes.
+// RowInt8MatMul: rows rotated, quantised to bytes one by one, multiplied by weights in bytes; and what commonly stands around it.
 //
 //     RowInt8MatMul(x [..., in], rotation [block, block], weight [out / 16, in / 4, 16, 4], scales [out]) -> [..., out]
+//     RowInt8MatMulAdd(x, rotation, weight, scales, residual [..., out])     adds the residual
+//     NormRowInt8MatMul(x, rotation, weight, scales, gain [in])              rows go through RMSNormalization first
+//     SwiGluRowInt8MatMul(both [..., 2 in], rotation, weight, scales)        rows go through SwiGlu first
+//     SwiGluRowInt8MatMulAdd(both, rotation, weight, scales, residual)
 //
 // `rotation` is the normalised Hadamard matrix, applied to each `block` entries of a row here by its fast transform. Weights are
 // unsigned bytes around 128, rows signed bytes; their sums are integers and exact, so that a row's result depends on nothing but
 // the row. The layout puts the bytes of 16 outputs and 4 inputs side by side, which is what one AVX-512 VNNI instruction eats:
-// each weight is loaded once for up to 8 rows, in the order it lies in memory. With few rows the weights' bytes are the cost.
+// each weight is loaded once for up to 12 rows, in the order it lies in memory. With few rows the weights' bytes are the cost.
 #include "row_product.h"
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+
+#include "layers.h"
 
 namespace jakiro {
 namespace {
 
 constexpr int64_t kLanes = 16;  // outputs side by side
 constexpr int64_t kSide = 4;    // inputs side by side
-constexpr int64_t kAlone = 1 << 14;  // entries below which handing out work costs more than it gives
+constexpr int64_t kMost = 12;   // rows of one pass: twice as many sums, the weights and a row's entries fit the 32 registers
+constexpr int64_t kAlone = 1 << 11;  // entries below which one thread prepares the rows
 
 // 16 floats, butterflies between lanes whose numbers differ in one bit
 template <int kBit>
@@ -67,68 +75,86 @@ void rotate(float* x, int64_t block) {
   for (int64_t n = 0; n < block; ++n) x[n] *= scale;
 }
 
-// kRows rows times kBlocks blocks of 16 outputs. quads: in / 4; rows lie `stride` bytes apart.
+// sum += weight times x, four bytes a lane. GCC's intrinsic keeps a second copy of every sum, which costs half the speed.
+inline void multiply(__m512i& sum, __m512i weight, __m512i x) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x)); }
+
+// kRows rows times kBlocks blocks of 16 outputs. quads: in / 4; rows lie `stride` bytes apart. While it multiplies, it fetches the
+// `fetch` bytes from `next` on, a little with every quad: what the memory brings while the arithmetic lasts is free.
 template <int kRows, int kBlocks>
-void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stride, int32_t (*out)[kBlocks * kLanes]) {
+void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stride, const uint8_t* next, int64_t fetch,
+          int32_t (*out)[kBlocks * kLanes]) {
   __m512i sums[kRows][kBlocks];  // in registers: every loop over them is unrolled
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) sums[r][b] = _mm512_setzero_si512();
   }
+  const int64_t step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to fetch a quad, whole lines
   for (int64_t quad = 0; quad < quads; ++quad) {
     __m512i w[kBlocks];
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
-      const uint8_t* at = weight + (b * quads + quad) * 64;
-      w[b] = _mm512_loadu_si512(at);
-      _mm_prefetch(reinterpret_cast<const char*>(at + kBlocks * quads * 64), _MM_HINT_T0);  // what the next tile will read
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_loadu_si512(weight + (b * quads + quad) * 64);
+    for (int64_t line = 0; line < step; line += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + quad * step + line), _MM_HINT_T0);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       std::memcpy(&four, rows + r * stride + quad * kSide, 4);
       const __m512i x = _mm512_set1_epi32(four);
-#pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b) sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], w[b], x);
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b) multiply(sums[r][b], w[b], x);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) _mm512_storeu_si512(out[r] + b * kLanes, sums[r][b]);
   }
 }
 
 struct Product {
   const uint8_t* weight;
-  const float* scales;
+  const float *scales, *residual;
   const Rows* rows;
   int64_t in, out;
   float* result;
 
   template <int kRows, int kBlocks>
-  void some(int64_t first, int64_t block) const {
-    int32_t sums[kRows][kBlocks * kLanes];
+  void some(int64_t first, int64_t block, const uint8_t* next, int64_t fetch) const {
+    alignas(64) int32_t sums[kRows][kBlocks * kLanes];
     const int64_t quads = in / kSide;
-    tile<kRows, kBlocks>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, in, sums);
-    const float* scale = scales + block * kLanes;
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t offset = rows->offsets[first + r];
-      const float row = rows->scales[first + r];
-      float* to = result + (first + r) * out + block * kLanes;
-      for (int n = 0; n < kBlocks * kLanes; ++n) to[n] = static_cast<float>(sums[r][n] - offset) * row * scale[n];
+    tile<kRows, kBlocks>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, in, next, fetch, sums);
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 scale = _mm512_loadu_ps(scales + (block + b) * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = (first + r) * out + (block + b) * kLanes;
+        const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(sums[r] + b * kLanes), _mm512_set1_epi32(rows->offsets[first + r]));
+        __m512 y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(rows->scales[first + r])), scale);
+        if (residual != nullptr) y = _mm512_add_ps(y, _mm512_loadu_ps(residual + at));
+        _mm512_storeu_ps(result + at, y);
+      }
     }
   }
 
+  // kBlocks blocks for `count` rows, in passes of alike size; each fetches its part of the blocks that come after these.
   template <int kBlocks>
   void every_row(int64_t count, int64_t block) const {
-    int64_t first = 0;
-    for (; count - first >= 8; first += 8) some<8, kBlocks>(first, block);
-    if (count - first >= 4) some<4, kBlocks>(first, block), first += 4;
-    if (count - first >= 2) some<2, kBlocks>(first, block), first += 2;
-    if (count - first >= 1) some<1, kBlocks>(first, block);
+    const int64_t bytes = kBlocks * in / kSide * 64, passes = (count + kMost - 1) / kMost;
+    const uint8_t* next = weight + block * (bytes / kBlocks) + bytes;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t first = count * pass / passes, last = count * (pass + 1) / passes;
+      const int64_t from = bytes / 64 * pass / passes * 64, to = bytes / 64 * (pass + 1) / passes * 64;
+      (this->*kPasses<kBlocks>[last - first - 1])(first, block, next + from, to - from);
+    }
   }
+
+  using Pass = void (Product::*)(int64_t, int64_t, const uint8_t*, int64_t) const;
+  template <int kBlocks>
+  static constexpr Pass kPasses[kMost] = {
+      &Product::some<1, kBlocks>, &Product::some<2, kBlocks>,  &Product::some<3, kBlocks>,  &Product::some<4, kBlocks>,
+      &Product::some<5, kBlocks>, &Product::some<6, kBlocks>,  &Product::some<7, kBlocks>,  &Product::some<8, kBlocks>,
+      &Product::some<9, kBlocks>, &Product::some<10, kBlocks>, &Product::some<11, kBlocks>, &Product::some<12, kBlocks>};
 };
 
 float largest_of(const float* x, int64_t count) {
@@ -141,10 +167,8 @@ float largest_of(const float* x, int64_t count) {
   return largest;
 }
 
-}  // namespace
-
-void quantise(const float* x, int64_t in, int64_t block, float* scratch, int8_t* bytes, float* scale, int32_t* offset) {
-  std::memcpy(scratch, x, in * sizeof(float));
+// A row rotated in place, then as bytes.
+void quantise(float* scratch, int64_t in, int64_t block, int8_t* bytes, float* scale, int32_t* offset) {
   for (int64_t start = 0; start < in; start += block) rotate(scratch + start, block);
   const float largest = largest_of(scratch, in);
   *scale = largest / 127.0f;
@@ -166,11 +190,33 @@ void quantise(const float* x, int64_t in, int64_t block, float* scratch, int8_t*
   *offset = 128 * sum;
 }
 
+// RMSNormalization of a row over all its entries.
+void norm(const float* x, const float* gain, int64_t in, float epsilon, float* out) {
+  __m512 squares = _mm512_setzero_ps();
+  int64_t n = 0;
+  for (; n + 16 <= in; n += 16) {
+    const __m512 each = _mm512_loadu_ps(x + n);
+    squares = _mm512_fmadd_ps(each, each, squares);
+  }
+  float sum = _mm512_reduce_add_ps(squares);
+  for (; n < in; ++n) sum += x[n] * x[n];
+  const float by = 1.0f / std::sqrt(sum / static_cast<float>(in) + epsilon);
+  for (n = 0; n < in; ++n) out[n] = x[n] * by * gain[n];
+}
+
+}  // namespace
+
+template <Before kBefore, bool kAdd>
 ort::Status* row_product(const Call& call) {
   const Tensor x = call.input(0), rotation = call.input(1), weight = call.input(2), scales = call.input(3);
-  const int64_t in = x.dims[x.rank - 1], out = scales.dims[0], count = in ? x.count() / in : 0, block = rotation.dims[0];
+  const Tensor last = kAdd || kBefore == Before::kNorm ? call.input(4) : Tensor{};
+  const int64_t given = x.dims[x.rank - 1], in = kBefore == Before::kSwiGlu ? given / 2 : given, block = rotation.dims[0];
+  const int64_t out = scales.dims[0], count = given ? x.count() / given : 0;
   if (weight.rank != 4 || weight.dims[0] * kLanes != out || weight.dims[1] * kSide != in || in % block != 0) {
     return call.fail("RowInt8MatMul: weight, scales and rows do not fit together");
+  }
+  if ((kAdd && last.count() != count * out) || (kBefore == Before::kNorm && last.count() != in)) {
+    return call.fail("RowInt8MatMul: what is added, or the norm's gain, does not fit the rows");
   }
   int64_t dims[8];
   std::memcpy(dims, x.dims, sizeof dims);
@@ -181,21 +227,25 @@ ort::Status* row_product(const Call& call) {
   thread_local Rows rows;  // of the calling thread; its memory is kept from call to call
   rows.resize(count, in);
   auto prepare = [&, rows = &rows](size_t row) {
-    quantise(x.as<float>() + row * in, in, block, rows->scratch.data() + row * in, rows->bytes.data() + row * in,
-             &rows->scales[row], &rows->offsets[row]);
+    const float* from = x.as<float>() + row * given;
+    float* scratch = rows->scratch.data() + row * in;
+    if constexpr (kBefore == Before::kNorm) {
+      norm(from, last.as<float>(), in, call.attribute(), scratch);
+    } else if constexpr (kBefore == Before::kSwiGlu) {
+      swiglu_row(from, in, scratch);
+    } else {
+      std::memcpy(scratch, from, in * sizeof(float));
+    }
+    quantise(scratch, in, block, rows->bytes.data() + row * in, &rows->scales[row], &rows->offsets[row]);
   };
-  if (count * in <= kAlone) {
-    for (int64_t row = 0; row < count; ++row) prepare(row);
-  } else {
-    call.parallel(count, prepare);
-  }
-
-  const Product product{weight.as<uint8_t>(), scales.as<float>(), &rows, in, out, result};
+  const uint8_t* bytes = call.kept() ? static_cast<const uint8_t*>(call.kept()) : weight.as<uint8_t>();
+  const Product product{bytes, scales.as<float>(), kAdd ? last.as<float>() : nullptr, &rows, in, out, result};
   constexpr int64_t wide = 2;
   const int64_t blocks = out / kLanes, tiles = (blocks + wide - 1) / wide;
   // tasks large enough to be worth handing out, many enough to even out
   const int64_t each = std::max<int64_t>(1, std::min(tiles / 16, (1 << 18) / (in * wide * kLanes)));
-  auto work = [&](size_t task) {
+  const int64_t parts = count * in <= kAlone ? 1 : std::min<int64_t>(count, 8), tasks = (tiles + each - 1) / each;
+  auto multiply = [&](int64_t task) {
     for (int64_t tile = task * each; tile < std::min<int64_t>(tiles, (task + 1) * each); ++tile) {
       const int64_t first = tile * wide;
       if (blocks - first >= wide) {
@@ -205,8 +255,24 @@ ort::Status* row_product(const Call& call) {
       }
     }
   };
-  call.parallel((tiles + each - 1) / each, work);
+  // Whoever takes up work first helps to prepare rows, and no product begins before all are ready: one hand-out serves both. Parts
+  // are claimed, so whoever waits, waits for work that somebody is doing.
+  std::atomic<int64_t> claimed{0}, ready{0};
+  auto work = [&](size_t task) {
+    for (int64_t part; claimed.load(std::memory_order_relaxed) < parts && (part = claimed.fetch_add(1)) < parts; ready.fetch_add(1)) {
+      for (int64_t row = count * part / parts; row < count * (part + 1) / parts; ++row) prepare(row);
+    }
+    while (ready.load(std::memory_order_acquire) < parts) _mm_pause();
+    multiply(task);
+  };
+  call.parallel(tasks, work);
   return nullptr;
 }
+
+template ort::Status* row_product<Before::kNothing, false>(const Call& call);
+template ort::Status* row_product<Before::kNothing, true>(const Call& call);
+template ort::Status* row_product<Before::kNorm, false>(const Call& call);
+template ort::Status* row_product<Before::kSwiGlu, false>(const Call& call);
+template ort::Status* row_product<Before::kSwiGlu, true>(const Call& call);
 
 }  // namespace jakiro

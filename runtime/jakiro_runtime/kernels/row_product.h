@@ -20,6 +20,11 @@ struct Rows {
   }
 };
 
+// What happens to a row before it is quantised.
+enum class Before { kNothing, kNorm, kSwiGlu };
+
+// kAdd: a last input is added to the result.
+template <Before kBefore, bool kAdd>
 ort::Status* row_product(const Call& call);
 
 }  // namespace jakiro

@@ -24,28 +24,43 @@ struct Tensor {
   }
 };
 
+inline void* data_of(const ort::Api* api, ort::Value* value) {
+  void* pointer = nullptr;
+  api->at<ort::Status*(ort::Value*, void**)>(ort::kGetTensorMutableData)(value, &pointer);
+  return pointer;
+}
+
+inline Tensor tensor_of(const ort::Api* api, const ort::Value* value) {
+  Tensor tensor;
+  ort::Shape* shape = nullptr;
+  api->at<ort::Status*(const ort::Value*, ort::Shape**)>(ort::kGetTensorTypeAndShape)(value, &shape);
+  api->at<ort::Status*(const ort::Shape*, size_t*)>(ort::kGetDimensionsCount)(shape, &tensor.rank);
+  api->at<ort::Status*(const ort::Shape*, int64_t*, size_t)>(ort::kGetDimensions)(shape, tensor.dims, tensor.rank);
+  api->at<void(ort::Shape*)>(ort::kReleaseTensorTypeAndShapeInfo)(shape);
+  tensor.data = data_of(api, const_cast<ort::Value*>(value));
+  return tensor;
+}
+
 class Call {
  public:
-  Call(const ort::Api* api, ort::Context* context) : api_(api), context_(context) {}
+  // attribute: the node's one number; kept: the copy of its weight, nullptr where it has none
+  Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept)
+      : api_(api), context_(context), attribute_(attribute), kept_(kept) {}
+
+  float attribute() const { return attribute_; }
+  const void* kept() const { return kept_; }
 
   Tensor input(size_t index) const {
     const ort::Value* value = nullptr;
     api_->at<ort::Status*(const ort::Context*, size_t, const ort::Value**)>(ort::kKernelContextGetInput)(context_, index, &value);
-    Tensor tensor;
-    ort::Shape* shape = nullptr;
-    api_->at<ort::Status*(const ort::Value*, ort::Shape**)>(ort::kGetTensorTypeAndShape)(value, &shape);
-    api_->at<ort::Status*(const ort::Shape*, size_t*)>(ort::kGetDimensionsCount)(shape, &tensor.rank);
-    api_->at<ort::Status*(const ort::Shape*, int64_t*, size_t)>(ort::kGetDimensions)(shape, tensor.dims, tensor.rank);
-    api_->at<void(ort::Shape*)>(ort::kReleaseTensorTypeAndShapeInfo)(shape);
-    tensor.data = data(const_cast<ort::Value*>(value));
-    return tensor;
+    return tensor_of(api_, value);
   }
 
   void* output(size_t index, const int64_t* dims, size_t rank) const {
     ort::Value* value = nullptr;
     api_->at<ort::Status*(ort::Context*, size_t, const int64_t*, size_t, ort::Value**)>(ort::kKernelContextGetOutput)(
         context_, index, dims, rank, &value);
-    return data(value);
+    return data_of(api_, value);
   }
 
   // Runs work(0) ... work(count - 1), in any order, on the session's threads.
@@ -62,14 +77,10 @@ class Call {
   }
 
  private:
-  void* data(ort::Value* value) const {
-    void* pointer = nullptr;
-    api_->at<ort::Status*(ort::Value*, void**)>(ort::kGetTensorMutableData)(value, &pointer);
-    return pointer;
-  }
-
   const ort::Api* api_;
   ort::Context* context_;
+  float attribute_;
+  const void* kept_;
 };
 
 }  // namespace jakiro
