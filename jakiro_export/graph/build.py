@@ -14,7 +14,7 @@ import torch
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph import dispatch, draft, fuse, passes, quantize, star, target, tree_attention
+from jakiro_export.graph import dispatch, draft, fuse, passes, quantize, selection, star, target, tree_attention
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
 # what activations are computed in; int8 engines keep everything but their products in fp32
@@ -135,7 +135,7 @@ def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions,
     passes.bind(traced, weights)
     kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
     config = head.config
-    bodies = [tree_attention.function(options.opset)]
+    bodies = [tree_attention.function(options.opset), *selection.functions(options.opset)]
     if not config.star:
         bodies.append(dispatch.function(config.experts, config.experts_per_token, options.opset, kind))
     _prepare(traced, "draft", bodies, metadata, options.draft_precision, options.opset)

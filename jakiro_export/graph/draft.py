@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from jakiro_export.graph import operators
+from jakiro_export.graph import operators, selection
 from jakiro_export.graph.attention import Part, additive_mask, attention, past_mask, tile_groups
 
 
@@ -243,15 +243,17 @@ class DraftGraph(Phase):
         super().__init__(head, draft_vocab)
         self.shape = shape
 
+    @property
+    def _chooses(self) -> Any:
+        return operators if self.head.one_operator else selection
+
     def _candidates(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The best `top_k` next tokens after each feature: log-probabilities and tokens, both [batch, rows, top_k]."""
         logits = nn.functional.linear(features.flatten(0, 1), self.projection).float()
-        best, index = logits.topk(self.shape.top_k, dim=-1)
-        top = best[:, :1]
-        log_total = top + (logits - top).exp().sum(-1, keepdim=True).log()
+        log_probs, index = self._chooses.candidates(logits, self.shape.top_k)
         tokens = self._tokens(index)
         size = (*features.shape[:2], self.shape.top_k)
-        return (best - log_total).view(size), tokens.view(size)
+        return log_probs.view(size), tokens.view(size)
 
     def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         head, width, device = self.head, self.shape.top_k, last.device
@@ -287,11 +289,12 @@ class DraftGraph(Phase):
                 log_probs, next_tokens = self._candidates(contrast)
                 if self.shape.depth > 1 and self.shape.pairing == "parent":
                     log_probs, next_tokens = pick(log_probs, source), pick(next_tokens, source)
-            totals = (scores[:, :, None] + log_probs).flatten(1)  # [batch, top_k * top_k]
-            flat_tokens = next_tokens.expand(-1, width, -1).flatten(1)
+            if next_tokens.shape[1] != width:  # depth 1: one row's candidates for the whole beam
+                log_probs, next_tokens = (each.expand(-1, width, -1) for each in (log_probs, next_tokens))
+            totals, flat_tokens, parents = self._chooses.propose(scores, log_probs, next_tokens, beam)  # [batch, top_k * top_k]
             all_scores.append(totals)
             all_tokens.append(flat_tokens)
-            all_parents.append(beam[:, :, None].expand(-1, -1, width).flatten(1))
+            all_parents.append(parents)
             if round_ < self.shape.depth - 1:
                 scores, chosen = totals.topk(width, dim=-1)
                 source = torch.div(chosen, width, rounding_mode="floor")
@@ -300,18 +303,9 @@ class DraftGraph(Phase):
                 beam = chosen + count
                 ancestors = torch.cat([pick(ancestors.float(), source) > 0.5, itself], -1)
             count += width * width
-        return self._best(all_scores, all_tokens, all_parents)
-
-    def _best(self, scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The best `nodes` of all candidates, kept in candidate order, so that a parent precedes its child."""
-        every_score, every_token, every_parent = torch.cat(scores, 1), torch.cat(tokens, 1), torch.cat(parents, 1)
-        _, best = every_score.topk(self.shape.nodes, dim=-1)
-        kept, _ = torch.topk(best, self.shape.nodes, dim=-1, largest=False)  # ascending: [batch, nodes]
-        parent = torch.gather(every_parent, 1, kept)
-        place = (kept[:, None, :] == parent[:, :, None]).int()  # [batch, nodes, nodes]
-        number = torch.arange(1, self.shape.nodes + 1, dtype=torch.int32, device=kept.device)
-        tree_parents = (place * number).sum(-1).to(torch.int64)  # 0, the root, where no node matches
-        return torch.gather(every_token, 1, kept), tree_parents, torch.gather(every_score, 1, kept)
+        every = (torch.cat(each, 1) for each in (all_scores, all_tokens, all_parents))
+        best: tuple[Tensor, Tensor, Tensor] = self._chooses.best_nodes(*every, self.shape.nodes)
+        return best
 
 
 def trace(graph: Phase, opset: int, dtype: torch.dtype) -> Any:

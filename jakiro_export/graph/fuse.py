@@ -37,7 +37,7 @@ def _register(name: str, inputs: dict[str, str], outputs: list[str], kind: str =
 _HEADS_IN, _HEADS_OUT = {"qkv": "float", "cos": "float", "sin": "float", "parts": "int64"}, ["query", "key", "value"]
 _register(SPLIT_HEADS, _HEADS_IN, _HEADS_OUT)
 _register(SWIGLU, {"both": "float"}, ["y"])
-_register(BEST_TOKEN, {"logits": "float"}, ["y"], "int64")
+_register(BEST_TOKEN, {"logits": "float"}, ["best_token"], "int64")
 
 
 def functions(opset: int) -> list[onnx.FunctionProto]:
@@ -66,7 +66,7 @@ def functions(opset: int) -> list[onnx.FunctionProto]:
     ]
     made = [
         make(SWIGLU, ["both"], ["y"], swiglu_body("both", "y")),
-        make(BEST_TOKEN, ["logits"], ["y"], [node("ArgMax", ["logits"], "y", axis=-1, keepdims=0)]),
+        make(BEST_TOKEN, ["logits"], ["best_token"], [node("ArgMax", ["logits"], "best_token", axis=-1, keepdims=0)]),
     ]
     return [make(SPLIT_HEADS, list(_HEADS_IN), _HEADS_OUT, heads), *made] if opset >= 23 else made
 

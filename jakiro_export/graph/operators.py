@@ -14,7 +14,7 @@ import torch
 from onnxscript import opset23
 from torch import Tensor
 
-from jakiro_export.graph import dispatch
+from jakiro_export.graph import dispatch, selection
 from jakiro_export.graph.attention import Part, additive_mask, attention, cached_values, past_mask, tile_groups
 
 
@@ -81,6 +81,42 @@ def _(query: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
+@torch.library.custom_op("jakiro::candidates", mutates_args=())
+def candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See `graph.selection`."""
+    return selection.candidates(logits, count)
+
+
+@candidates.register_fake
+def _(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0], count), logits.new_empty(logits.shape[0], count, dtype=torch.int64)
+
+
+@torch.library.custom_op("jakiro::propose", mutates_args=())
+def propose(scores: Tensor, log_probs: Tensor, tokens: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `graph.selection`."""
+    totals, proposed, parents = selection.propose(scores, log_probs, tokens, numbers)
+    return totals, proposed.clone(), parents.clone()
+
+
+@propose.register_fake
+def _(scores: Tensor, log_probs: Tensor, tokens: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    size = (log_probs.shape[0], log_probs.shape[1] * log_probs.shape[2])
+    return scores.new_empty(size), numbers.new_empty(size), numbers.new_empty(size)
+
+
+@torch.library.custom_op("jakiro::best_nodes", mutates_args=())
+def best_nodes(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `graph.selection`."""
+    return selection.best_nodes(scores, tokens, parents, count)
+
+
+@best_nodes.register_fake
+def _(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    size = (scores.shape[0], count)
+    return tokens.new_empty(size), tokens.new_empty(size), scores.new_empty(size)
+
+
 _JAKIRO = onnxscript.values.Opset(dispatch.DOMAIN, dispatch.VERSION)
 
 
@@ -111,9 +147,24 @@ def _onnx_attend(
     return _JAKIRO.TreeAttention(query, past_key, past_value, new_key, new_value, past_length, visible, scaling=scaling)
 
 
+def _onnx_candidates(logits: Any, count: int) -> Any:
+    return _JAKIRO.Candidates(logits, opset23.Constant(value_ints=[count]), _outputs=2)
+
+
+def _onnx_propose(scores: Any, log_probs: Any, tokens: Any, numbers: Any) -> Any:
+    return _JAKIRO.Propose(scores, log_probs, tokens, numbers, _outputs=3)
+
+
+def _onnx_best_nodes(scores: Any, tokens: Any, parents: Any, count: int) -> Any:
+    return _JAKIRO.BestNodes(scores, tokens, parents, opset23.Constant(value_ints=[count]), _outputs=3)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.jakiro.rms_norm.default: _onnx_rms_norm,
     torch.ops.jakiro.rotary.default: _onnx_rotary,
     torch.ops.jakiro.expert_dispatch.default: _onnx_dispatch,
     torch.ops.jakiro.attend.default: _onnx_attend,
+    torch.ops.jakiro.candidates.default: _onnx_candidates,
+    torch.ops.jakiro.propose.default: _onnx_propose,
+    torch.ops.jakiro.best_nodes.default: _onnx_best_nodes,
 }

@@ -28,7 +28,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
-from jakiro_export.graph import dispatch, fuse
+from jakiro_export.graph import dispatch, fuse, selection
 from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer, drop_unused_initializers, lazy
 from jakiro_export.weights import Array, Reshaped, Stacked, Transposed, Weight
@@ -184,7 +184,7 @@ def _product(model: ir.Model, data: ir.Value, channels: Weight, name: str) -> ir
 
 
 def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
-    """A mixture that uses every expert for every row becomes products of bytes and what is between them. Whether it did."""
+    """A mixture of two experts, both used for every row, becomes products of bytes and what is between them. Whether it did."""
     x, router_logits, *matrices = node.inputs
     gate_up, down = (lazy(matrix) for matrix in matrices)
     assert x is not None
@@ -193,7 +193,7 @@ def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
     assert isinstance(down, Reshaped)
     assert isinstance(down.weight, Stacked)
     experts, width, hidden = gate_up.shape
-    if node.attributes.get_int("top_k") != experts or hidden % _LANES or width % (2 * _LANES):
+    if experts != 2 or node.attributes.get_int("top_k") != experts or hidden % _LANES or width % (2 * _LANES):
         return False
     nodes: list[ir.Node] = []
 
@@ -213,18 +213,8 @@ def _quantize_experts(model: ir.Model, node: ir.Node) -> bool:
     for expert, weight in enumerate(down.weight.parts):
         nodes.append(ir.node(fuse.SWIGLU, [inner[expert]], domain=DOMAIN))
         results.append(product(nodes[-1].outputs[0], weight, f"{names[1]}.{expert}"))
-    widths = add_initializer(model, "router_parts", Array(np.array([experts, 2])))
-    logits = add("Split", router_logits, widths, outputs=2, axis=-1)
-    shares = add("Split", *add("Softmax", logits[0], axis=-1), outputs=experts, axis=-1, num_outputs=experts)
-    parts = [add("Mul", share, result)[0] for share, result in zip(shares, results, strict=True)]
-    primary = parts[0]
-    for part in parts[1:]:
-        primary = add("Add", primary, part)[0]
-    made = [primary]
-    if node.outputs[1].uses():
-        left, right = add("Split", *add("Softmax", logits[1], axis=-1), outputs=2, axis=-1, num_outputs=2)
-        difference = add("Sub", *add("Mul", left, results[0]), *add("Mul", right, results[1]))[0]
-        made += add("Where", *add("Greater", left, right), difference, *add("Neg", difference))
+    nodes.append(ir.node(selection.MIX_EXPERTS, [router_logits, *results], domain=DOMAIN, num_outputs=2))
+    made = nodes[-1].outputs
     model.graph.insert_before(node, nodes)
     for output, new in zip(node.outputs, made, strict=False):
         new.shape, new.type = output.shape, output.type

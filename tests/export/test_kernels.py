@@ -11,13 +11,21 @@ import pytest
 from onnx import TensorProto, helper
 
 from answers import plain
-from jakiro_export.graph import fuse, quantize, tree_attention
+from jakiro_export.graph import fuse, quantize, selection, tree_attention
 from jakiro_runtime import Engine, kernels
 from jakiro_runtime.backend import onnxruntime as backend
 
 OPSET = 23
 Arrays = dict[str, np.ndarray]
-BODIES = {body.name: body for body in (*quantize.functions(OPSET), tree_attention.function(OPSET), *fuse.functions(OPSET))}
+BODIES = {
+    body.name: body
+    for body in (
+        *quantize.functions(OPSET),
+        tree_attention.function(OPSET),
+        *fuse.functions(OPSET),
+        *selection.functions(OPSET),
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +52,13 @@ def session(
     body = body or BODIES[name]
     node = helper.make_node(name, list(inputs), list(body.output), domain="jakiro", **attributes)
     kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items() if key != constant}
-    result = TensorProto.INT64 if name == "BestToken" else TensorProto.FLOAT
+    integers = {"index", "proposed", "parents", "tree_tokens", "tree_parents", "best_token"}
+    results = {each: TensorProto.INT64 if each in integers else TensorProto.FLOAT for each in body.output}
     graph = helper.make_graph(
         [node],
         name,
         [helper.make_tensor_value_info(key, kind, [None] * inputs[key].ndim) for key, kind in kinds.items()],
-        [helper.make_tensor_value_info(output, result, None) for output in body.output],
+        [helper.make_tensor_value_info(output, kind, None) for output, kind in results.items()],
         [onnx.numpy_helper.from_array(inputs[constant], constant)] if constant else [],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("jakiro", 1)]
@@ -95,6 +104,17 @@ def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> A
     }
 
 
+def best_nodes() -> Arrays:
+    """Two trees of a few levels, a child scored below its parent; some scores are equal."""
+    random = np.random.default_rng(0)
+    parents = np.array([[-1, -1, -1, *random.integers(0, 3, 5), *random.integers(3, 8, 12)] for _ in range(2)])
+    scores = np.zeros(parents.shape, np.float32)
+    for row, column in np.ndindex(*parents.shape):
+        above = 0 if parents[row, column] < 0 else scores[row, parents[row, column]]
+        scores[row, column] = above - random.integers(1, 4)
+    return {"scores": scores, "tokens": np.arange(40).reshape(2, 20), "parents": parents, "count": np.array([9])}
+
+
 CALLS = [
     *[("RowInt8MatMul", product(rows, wide)) for rows, wide in ((1, 192), (7, 48), (33, 576))],
     ("RowInt8MatMulAdd", product(13, residual=True)),
@@ -108,6 +128,19 @@ CALLS = [
         "sin": np.sin(np.arange(48)).reshape(2, 3, 8).astype(np.float32),
         "parts": np.array([6, 2, 2]),
     }),
+    *[("Candidates", {"logits": np.random.default_rng(n).integers(0, n, (5, 83)).astype(np.float32), "count": np.array([7])})
+      for n in (9, 900)],  # ties too
+    ("Propose", {
+        "scores": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "log_probs": np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32),
+        "tokens": np.arange(24).reshape(2, 3, 4),
+        "numbers": np.array([[5, 7, 9], [6, 8, 30]]),
+    }),
+    ("BestNodes", best_nodes()),
+    ("MixExperts", {
+        name: np.random.default_rng(width).standard_normal((5, width)).astype(np.float32)
+        for name, width in {"router_logits": 4, "first": 33, "second": 34}.items()
+    } | {"second": np.ones((5, 33), np.float32)}),
     ("BestToken", {"logits": np.random.default_rng(0).integers(0, 40, (1, 5, 83)).astype(np.float32)}),  # ties: the first counts
     ("SwiGlu", {"both": np.linspace(-150, 150, 2 * 3 * 72).reshape(2, 3, 72).astype(np.float32)}),
 ]  # fmt: skip

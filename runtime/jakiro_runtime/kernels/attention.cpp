@@ -102,6 +102,12 @@ inline void transpose_16(const float* const (&from)[16], float* to) {
   }
 }
 
+// Loaded once and kept in a register. GCC would load it again for every row that it meets, and loads are what there is least of.
+inline __m512 held(__m512 x) {
+  asm("" : "+v"(x));
+  return x;
+}
+
 // Scores of 16 kWide keys, which lie as columns [dim, kBlock], for kRows queries: one chain of additions over the entries each.
 template <int kRows, int kWide>
 inline void score_rows(const float* columns, int64_t dim, const float* const* queries, float* to, int64_t stride) {
@@ -114,7 +120,7 @@ inline void score_rows(const float* columns, int64_t dim, const float* const* qu
   for (int64_t d = 0; d < dim; ++d) {
     __m512 keys[kWide];
 #pragma GCC unroll 4
-    for (int k = 0; k < kWide; ++k) keys[k] = _mm512_loadu_ps(columns + d * kBlock + 16 * k);
+    for (int k = 0; k < kWide; ++k) keys[k] = held(_mm512_loadu_ps(columns + d * kBlock + 16 * k));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const __m512 query = _mm512_set1_ps(queries[r][d]);
@@ -170,7 +176,7 @@ inline void add_values(const float* value, int64_t count, const float* const* we
   for (int64_t n = 0; n < count; ++n, value += 16 * kWide) {
     __m512 each[kWide];
 #pragma GCC unroll 8
-    for (int d = 0; d < kWide; ++d) each[d] = _mm512_loadu_ps(value + 16 * d);
+    for (int d = 0; d < kWide; ++d) each[d] = held(_mm512_loadu_ps(value + 16 * d));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m512 weight = _mm512_set1_ps(weights[r][n]);
@@ -204,13 +210,15 @@ float numerators(float* scores, int64_t count, float by) {
 
 template <int kWide>
 void add_values(const float* value, int64_t count, int rows, const float* first, int64_t stride, float* const* outs) {
+  constexpr int kTogether = kWide <= 4 ? 4 : 2;  // their sums and one value fit the 32 registers
   const float* weights[kMost];
   for (int r = 0; r < rows; ++r) weights[r] = first + r * stride;
   int r = 0;
-  for (; rows - r >= 4; r += 4) add_values<kWide, 4>(value, count, weights + r, outs + r);
-  if (rows - r == 3) add_values<kWide, 3>(value, count, weights + r, outs + r);
-  if (rows - r == 2) add_values<kWide, 2>(value, count, weights + r, outs + r);
-  if (rows - r == 1) add_values<kWide, 1>(value, count, weights + r, outs + r);
+  for (; rows - r >= kTogether; r += kTogether) add_values<kWide, kTogether>(value, count, weights + r, outs + r);
+  if constexpr (kTogether > 2) {
+    for (; rows - r >= 2; r += 2) add_values<kWide, 2>(value, count, weights + r, outs + r);
+  }
+  if (r < rows) add_values<kWide, 1>(value, count, weights + r, outs + r);
 }
 
 template <int kWide>

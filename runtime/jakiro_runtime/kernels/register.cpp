@@ -6,6 +6,7 @@
 #include "layers.h"
 #include "ort_abi.h"
 #include "row_product.h"
+#include "selection.h"
 #include "tensor.h"
 
 namespace {
@@ -19,8 +20,9 @@ struct Operator {
   const char* attribute;  // its one number; nullptr where it has none
   int weight;             // the input to keep in large pages; -1: none
   ort::ElementType inputs[8];
-  size_t input_count, output_count;
-  ort::ElementType output = ort::kFloat;
+  size_t input_count;
+  ort::ElementType outputs[3];
+  size_t output_count;
 };
 
 struct Kernel {
@@ -61,7 +63,7 @@ ort::CustomOp table() {
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
   op.input_type = [](const ort::CustomOp* op, size_t n) { return of(op)->inputs[n]; };
   op.input_count = [](const ort::CustomOp* op) { return of(op)->input_count; };
-  op.output_type = [](const ort::CustomOp* op, size_t) { return of(op)->output; };
+  op.output_type = [](const ort::CustomOp* op, size_t n) { return of(op)->outputs[n]; };
   op.output_count = [](const ort::CustomOp* op) { return of(op)->output_count; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.input_characteristic = op.output_characteristic = [](const ort::CustomOp*, size_t) { return kRequired; };
@@ -83,18 +85,22 @@ ort::CustomOp table() {
 using jakiro::Before;
 using jakiro::row_product;
 
-constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8;
+constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8, kI = ort::kInt64;
 
 const Operator kOperators[] = {
-    {table(), "RowInt8MatMul", row_product<Before::kNothing, false>, nullptr, 2, {kF, kF, kB, kF}, 4, 1},
-    {table(), "RowInt8MatMulAdd", row_product<Before::kNothing, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, 1},
-    {table(), "NormRowInt8MatMul", row_product<Before::kNorm, false>, "epsilon", 2, {kF, kF, kB, kF, kF}, 5, 1},
-    {table(), "SwiGluRowInt8MatMul", row_product<Before::kSwiGlu, false>, nullptr, 2, {kF, kF, kB, kF}, 4, 1},
-    {table(), "SwiGluRowInt8MatMulAdd", row_product<Before::kSwiGlu, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, 1},
-    {table(), "TreeAttention", jakiro::tree_attention, "scaling", -1, {kF, kF, kF, kF, kF, ort::kInt64, ort::kBool}, 7, 1},
-    {table(), "SplitHeads", jakiro::split_heads, nullptr, -1, {kF, kF, kF, ort::kInt64}, 4, 3},
-    {table(), "SwiGlu", jakiro::swiglu, nullptr, -1, {kF}, 1, 1},
-    {table(), "BestToken", jakiro::best_token, nullptr, -1, {kF}, 1, 1, ort::kInt64},
+    {table(), "RowInt8MatMul", row_product<Before::kNothing, false>, nullptr, 2, {kF, kF, kB, kF}, 4, {kF}, 1},
+    {table(), "RowInt8MatMulAdd", row_product<Before::kNothing, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
+    {table(), "NormRowInt8MatMul", row_product<Before::kNorm, false>, "epsilon", 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
+    {table(), "SwiGluRowInt8MatMul", row_product<Before::kSwiGlu, false>, nullptr, 2, {kF, kF, kB, kF}, 4, {kF}, 1},
+    {table(), "SwiGluRowInt8MatMulAdd", row_product<Before::kSwiGlu, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
+    {table(), "TreeAttention", jakiro::tree_attention, "scaling", -1, {kF, kF, kF, kF, kF, kI, ort::kBool}, 7, {kF}, 1},
+    {table(), "SplitHeads", jakiro::split_heads, nullptr, -1, {kF, kF, kF, kI}, 4, {kF, kF, kF}, 3},
+    {table(), "SwiGlu", jakiro::swiglu, nullptr, -1, {kF}, 1, {kF}, 1},
+    {table(), "BestToken", jakiro::best_token, nullptr, -1, {kF}, 1, {kI}, 1},
+    {table(), "Candidates", jakiro::candidates, nullptr, -1, {kF, kI}, 2, {kF, kI}, 2},
+    {table(), "Propose", jakiro::propose, nullptr, -1, {kF, kF, kI, kI}, 4, {kF, kI, kI}, 3},
+    {table(), "BestNodes", jakiro::best_nodes, nullptr, -1, {kF, kI, kI, kI}, 4, {kI, kI, kF}, 3},
+    {table(), "MixExperts", jakiro::mix_experts, nullptr, -1, {kF, kF, kF}, 3, {kF, kF}, 2},
 };
 
 }  // namespace
