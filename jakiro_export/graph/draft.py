@@ -102,15 +102,14 @@ class Layer(nn.Module):
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.config.head_dim)).transpose(1, 2)
 
-    def _rotate(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        cos, sin = self.rotary(x, position_ids)
-        half = cos.shape[-1] // 2
-        return operators.rotary(x, cos[..., :half], sin[..., :half]) if self.fused else _rotary(x, cos, sin)
-
-    def keys_values(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [batch, kv_heads, rows, head_dim] of inputs [batch, rows, hidden]."""
-        kv = self.config.kv_heads
-        return self._rotate(self._heads(self.k_proj(x), kv), position_ids), self._heads(self.v_proj(x), kv)
+    def project(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, heads, rows, head_dim], keys and values [batch, kv_heads, ...] of inputs [batch, rows, hidden]."""
+        angles = position_ids[:, :, None].float() * self.rotary.inv_freq.float()
+        scaling = self.rotary.attention_scaling
+        cos, sin = ((each if scaling == 1 else each * scaling).to(x.dtype) for each in (angles.cos(), angles.sin()))
+        rotate, kv = operators.rotary if self.fused else _rotary, self.config.kv_heads
+        query, key = self._heads(self.q_proj(x), self.config.heads), self._heads(self.k_proj(x), kv)
+        return rotate(query, cos, sin), rotate(key, cos, sin), self._heads(self.v_proj(x), kv)
 
     def past(self, key: Tensor, value: Tensor, length: Tensor) -> Part:
         """The cache, [batch, kv_heads, capacity, head_dim], of which each sequence has filled `length` slots, [batch]."""
@@ -135,12 +134,10 @@ class Layer(nn.Module):
         visible = torch.cat([part.mask.expand(-1, query.shape[2], -1) for part in new], -1)
         return operators.attend(query, past.key, past.value, key, value, past.mask, visible, scaling).flatten(2)
 
-    def attend(self, x: Tensor, position_ids: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
+    def attend(self, x: Tensor, query: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
         """Inputs [batch, rows, hidden] after attention, and the same normed, [batch * rows, hidden]."""
-        c = self.config
-        query = self._rotate(self._heads(self.q_proj(x), c.heads), position_ids)
         x = x + self.o_proj(self._seen(query, parts))
-        return x, (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, c.norm_eps).flatten(0, 1)
+        return x, (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, self.config.norm_eps).flatten(0, 1)
 
 
 class Head(Layer):
@@ -153,9 +150,9 @@ class Head(Layer):
         self.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.inner, c.hidden))
         self.down = nn.Parameter(torch.empty(c.experts, c.hidden, c.inner))
 
-    def features(self, x: Tensor, position_ids: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor, query: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
         """The next features (primary, contrast), both [batch, rows, hidden], of inputs [batch, rows, hidden]."""
-        x, normed = self.attend(x, position_ids, parts)
+        x, normed = self.attend(x, query, parts)
         left, right = operators.expert_dispatch(
             normed, self.router(normed), self.gate_up, self.down, self.config.experts_per_token, contrast
         )  # [batch * rows, hidden]
@@ -168,8 +165,9 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = (torch.cat([each, each], -1)[:, None] for each in (cos, sin))
     left, right = x.chunk(2, -1)
-    return x * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+    return x * cos + torch.cat([-right, left], -1) * sin
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
@@ -198,11 +196,12 @@ class Phase(nn.Module):
     def _tokens(self, index: Tensor) -> Tensor:
         return index if self.token_map is None else self.token_map[index]
 
-    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
+    def tree(self, last: Tensor, query: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         """The tree behind the last accepted rows.
 
         Args:
             last: their inputs [batch, 1, hidden]
+            query: theirs, [batch, heads, 1, head_dim]
             position: theirs, [batch, 1]
             parts: what the tree attends to besides itself
 
@@ -226,12 +225,13 @@ class Phase(nn.Module):
         Every accepted row gives its keys; only the last one needs the rest of the layer.
         """
         x = self._input(input_ids, hidden_states)
-        new_key, new_value = self.head.keys_values(x, position_ids)
+        query, new_key, new_value = self.head.project(x, position_ids)
         rows = torch.arange(input_ids.shape[1], device=input_ids.device)
         in_rows = (rows[None, :] <= last_row[:, None])[:, None, :]
         parts = [self.head.past(past_key, past_value, past_length), self.head.beside(new_key, new_value, in_rows)]
-        position = torch.gather(position_ids, 1, last_row[:, None])
-        return (*self.tree(pick(x, last_row[:, None]), position, parts), new_key, new_value)
+        last = last_row[:, None]
+        query = torch.gather(query, 2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        return (*self.tree(pick(x, last), query, torch.gather(position_ids, 1, last), parts), new_key, new_value)
 
 
 class DraftGraph(Phase):
@@ -255,10 +255,10 @@ class DraftGraph(Phase):
         size = (*features.shape[:2], self.shape.top_k)
         return log_probs.view(size), tokens.view(size)
 
-    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
+    def tree(self, last: Tensor, query: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         head, width, device = self.head, self.shape.top_k, last.device
         last_pass = self.shape.depth - 2 if self.shape.parallel else self.shape.depth - 1
-        primary, contrast = head.features(last, position, parts, last_pass < 0)
+        primary, contrast = head.features(last, query, parts, last_pass < 0)
         scores, tokens = self._candidates(primary)
         scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
         features = primary.expand(-1, width, -1)
@@ -277,11 +277,11 @@ class DraftGraph(Phase):
             if round_ <= last_pass:
                 x = self._input(tokens, features)
                 position = position + 1
-                key, value = head.keys_values(x, position.expand(-1, width))
+                query, key, value = head.project(x, position.expand(-1, width))
                 keys, values = [*keys, key], [*values, value]
                 drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), ancestors)
                 parallel = self.shape.parallel and round_ == last_pass
-                features, right = head.features(x, position.expand(-1, width), [*parts, drafted], parallel)
+                features, right = head.features(x, query, [*parts, drafted], parallel)
                 if parallel:
                     contrast = right
                 log_probs, next_tokens = self._candidates(features)  # [batch, top_k, top_k]

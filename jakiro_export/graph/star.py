@@ -35,9 +35,9 @@ class StarHead(Layer):
         self.expert_out = nn.Parameter(torch.empty(c.experts, c.inner, c.hidden))
         self.expert_third = nn.Parameter(torch.empty(c.experts, c.hidden, c.hidden)) if c.third else None
 
-    def predictions(self, x: Tensor, position_ids: Tensor, parts: list[Part]) -> Tensor:
+    def predictions(self, x: Tensor, query: Tensor, parts: list[Part]) -> Tensor:
         """The next features by either expert, the first-ranked first, [2, batch, rows, hidden]; x [batch, rows, hidden]."""
-        x, normed = self.attend(x, position_ids, parts)
+        x, normed = self.attend(x, query, parts)
         y = nn.functional.gelu(normed[None] @ self.expert_in) @ self.expert_out  # [2, batch * rows, hidden]
         if self.expert_third is not None:
             y = nn.functional.gelu(y) @ self.expert_third
@@ -90,9 +90,9 @@ class StarGraph(Phase):
         total = best[..., :1] + torch.exp(either - best[..., :1]).sum(-1, keepdim=True).log()
         return best - total, self._tokens(index)
 
-    def tree(self, last: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
+    def tree(self, last: Tensor, query: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
         head = self.head
-        features = head.predictions(last, position, parts)
+        features = head.predictions(last, query, parts)
         above = torch.zeros_like(position, dtype=torch.float32)  # scores of the rows that `features` continue
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -112,10 +112,10 @@ class StarGraph(Phase):
             above = scores[:, expanded]
             x = self._input(tokens[:, expanded], features[0][:, self.get_buffer(f"source_{level}")])
             position = position + 1
-            key, value = head.keys_values(x, position.expand(-1, width))
+            query, key, value = head.project(x, position.expand(-1, width))
             keys, values = [*keys, key], [*values, value]
             sees = self.get_buffer(f"sees_{level}").expand(tokens.shape[0], -1, -1)
             drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), sees)
-            features = head.predictions(x, position.expand(-1, width), [*parts, drafted])
+            features = head.predictions(x, query, [*parts, drafted])
         tree_parents = self.get_buffer("parents")[None] + torch.zeros_like(position)
         return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1)

@@ -1,4 +1,6 @@
 // The entry point ONNX Runtime calls: describes this library's operators and adds them to a session.
+#include <atomic>
+#include <fstream>
 #include <memory>
 
 #include "attention.h"
@@ -23,6 +25,7 @@ struct Operator {
   size_t input_count;
   ort::ElementType outputs[3];
   size_t output_count;
+  std::atomic<size_t>* kept = nullptr;  // bytes of weights that this session's kernels keep
 };
 
 struct Kernel {
@@ -35,6 +38,13 @@ struct Kernel {
 const Operator* of(const ort::CustomOp* op) { return reinterpret_cast<const Operator*>(op); }
 
 constexpr int kRequired = 0;
+
+// Bytes of the last cache that a processor has; where the system does not say, a guess. (sysconf counts all caches of the machine.)
+const size_t kCache = [] {
+  size_t kilobytes = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes;
+  return kilobytes ? kilobytes << 10 : size_t{1} << 25;
+}();
 
 ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelInfo* info, Kernel** made) {
   auto kernel = std::make_unique<Kernel>(Kernel{api, op, 0.0f, {}});
@@ -50,6 +60,7 @@ ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelIn
     if (constant) {
       const jakiro::Tensor weight = jakiro::tensor_of(api, value);
       kernel->weight = jakiro::keep(weight.data, weight.count());  // bytes
+      *op->kept += weight.count();
     }
   }
   *made = kernel.release();
@@ -75,7 +86,8 @@ ort::CustomOp table() {
   };
   op.compute_v2 = [](void* kernel, ort::Context* context) {
     const Kernel& self = *static_cast<Kernel*>(kernel);
-    return self.op->run(Call(self.api, context, self.attribute, self.weight.data));
+    const bool streams = self.op->kept->load(std::memory_order_relaxed) > kCache;
+    return self.op->run(Call(self.api, context, self.attribute, self.weight.data, streams));
   };
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
@@ -103,13 +115,28 @@ const Operator kOperators[] = {
     {table(), "MixExperts", jakiro::mix_experts, nullptr, -1, {kF, kF, kF}, 3, {kF, kF}, 2},
 };
 
+constexpr size_t kCount = sizeof kOperators / sizeof *kOperators;
+
+// What one session is given. It is never freed: ONNX Runtime does not say when a session is gone, and these are 4 KB.
+struct Session {
+  std::atomic<size_t> kept{0};
+  Operator operators[kCount];
+
+  Session() {
+    for (size_t n = 0; n < kCount; ++n) {
+      operators[n] = kOperators[n];
+      operators[n].kept = &kept;
+    }
+  }
+};
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const ort::Api* api = base->get(ort::kVersion);
   ort::Domain* domain = nullptr;
   if (auto* status = api->at<ort::Status*(const char*, ort::Domain**)>(ort::kCreateCustomOpDomain)("jakiro", &domain)) return status;
-  for (const Operator& op : kOperators) {
+  for (const Operator& op : (new Session)->operators) {
     const auto add = api->at<ort::Status*(ort::Domain*, const ort::CustomOp*)>(ort::kCustomOpDomainAdd);
     if (auto* status = add(domain, &op.base)) return status;
   }

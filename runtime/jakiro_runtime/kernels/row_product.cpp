@@ -79,8 +79,9 @@ void rotate(float* x, int64_t block) {
 inline void multiply(__m512i& sum, __m512i weight, __m512i x) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x)); }
 
 // kRows rows times kBlocks blocks of 16 outputs. quads: in / 4; rows lie `stride` bytes apart. While it multiplies, it fetches the
-// `fetch` bytes from `next` on, a little with every quad: what the memory brings while the arithmetic lasts is free.
-template <int kRows, int kBlocks>
+// `fetch` bytes from `next` on, a little with every quad: what the memory brings while the arithmetic lasts is free. kStreams: past
+// the last cache, which weights that do not fit it would only empty of what is needed again: keys, values, the draft's weights.
+template <int kRows, int kBlocks, bool kStreams>
 void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stride, const uint8_t* next, int64_t fetch,
           int32_t (*out)[kBlocks * kLanes]) {
   __m512i sums[kRows][kBlocks];  // in registers: every loop over them is unrolled
@@ -95,7 +96,7 @@ void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stri
 #pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_loadu_si512(weight + (b * quads + quad) * 64);
     for (int64_t line = 0; line < step; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + quad * step + line), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + quad * step + line), kStreams ? _MM_HINT_NTA : _MM_HINT_T0);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
@@ -113,6 +114,7 @@ void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stri
   }
 }
 
+template <bool kStreams>
 struct Product {
   const uint8_t* weight;
   const float *scales, *residual;
@@ -124,7 +126,7 @@ struct Product {
   void some(int64_t first, int64_t block, const uint8_t* next, int64_t fetch) const {
     alignas(64) int32_t sums[kRows][kBlocks * kLanes];
     const int64_t quads = in / kSide;
-    tile<kRows, kBlocks>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, in, next, fetch, sums);
+    tile<kRows, kBlocks, kStreams>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, in, next, fetch, sums);
     for (int b = 0; b < kBlocks; ++b) {
       const __m512 scale = _mm512_loadu_ps(scales + (block + b) * kLanes);
       for (int r = 0; r < kRows; ++r) {
@@ -239,19 +241,21 @@ ort::Status* row_product(const Call& call) {
     quantise(scratch, in, block, rows->bytes.data() + row * in, &rows->scales[row], &rows->offsets[row]);
   };
   const uint8_t* bytes = call.kept() ? static_cast<const uint8_t*>(call.kept()) : weight.as<uint8_t>();
-  const Product product{bytes, scales.as<float>(), kAdd ? last.as<float>() : nullptr, &rows, in, out, result};
+  const float* residual = kAdd ? last.as<float>() : nullptr;
+  const Product<true> streaming{bytes, scales.as<float>(), residual, &rows, in, out, result};
+  const Product<false> staying{bytes, scales.as<float>(), residual, &rows, in, out, result};
   constexpr int64_t wide = 2;
   const int64_t blocks = out / kLanes, tiles = (blocks + wide - 1) / wide;
   // tasks large enough to be worth handing out, many enough to even out
   const int64_t each = std::max<int64_t>(1, std::min(tiles / 16, (1 << 18) / (in * wide * kLanes)));
   const int64_t parts = count * in <= kAlone ? 1 : std::min<int64_t>(count, 8), tasks = (tiles + each - 1) / each;
-  auto multiply = [&](int64_t task) {
+  auto multiply = [&](int64_t task, const auto& product) {
     for (int64_t tile = task * each; tile < std::min<int64_t>(tiles, (task + 1) * each); ++tile) {
       const int64_t first = tile * wide;
       if (blocks - first >= wide) {
-        product.every_row<wide>(count, first);
+        product.template every_row<wide>(count, first);
       } else {
-        product.every_row<1>(count, first);
+        product.template every_row<1>(count, first);
       }
     }
   };
@@ -263,7 +267,7 @@ ort::Status* row_product(const Call& call) {
       for (int64_t row = count * part / parts; row < count * (part + 1) / parts; ++row) prepare(row);
     }
     while (ready.load(std::memory_order_acquire) < parts) _mm_pause();
-    multiply(task);
+    call.streams() ? multiply(task, streaming) : multiply(task, staying);
   };
   call.parallel(tasks, work);
   return nullptr;

@@ -43,12 +43,14 @@ inline Tensor tensor_of(const ort::Api* api, const ort::Value* value) {
 
 class Call {
  public:
-  // attribute: the node's one number; kept: the copy of its weight, nullptr where it has none
-  Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept)
-      : api_(api), context_(context), attribute_(attribute), kept_(kept) {}
+  // attribute: the node's one number; kept: the copy of its weight, nullptr where it has none; streams: the session's weights
+  // are more than the last cache holds
+  Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept, bool streams)
+      : api_(api), context_(context), attribute_(attribute), kept_(kept), streams_(streams) {}
 
   float attribute() const { return attribute_; }
   const void* kept() const { return kept_; }
+  bool streams() const { return streams_; }
 
   Tensor input(size_t index) const {
     const ort::Value* value = nullptr;
@@ -81,6 +83,7 @@ class Call {
   ort::Context* context_;
   float attribute_;
   const void* kept_;
+  bool streams_;
 };
 
 }  // namespace jakiro
