@@ -15,10 +15,12 @@ from jakiro_export.autotree.texts import Text, answers
 from jakiro_export.autotree.trees import Grown, Phase, engine_phase, grow
 from jakiro_export.errors import ExportError
 from jakiro_export.graph.draft import TreeShape
+from jakiro_runtime.bench import machine
 from jakiro_runtime.bench.cost import cost_by_rows
 from jakiro_runtime.calls import DraftCall, TargetCall
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.manifest import TreePlan
+from jakiro_runtime.stats import Stats
 
 ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 _PASTS = (64, 900)  # caches of 256 and 1024 slots
@@ -107,6 +109,7 @@ def choose(
         most_top_k: the tokens that the head may propose
         fixed: the head has a tree of its own; only the number of nodes is chosen, round by round
     """
+    others = machine.Others()
     engine = write(start)
     texts = answers(engine, _ANSWERS, _NEW_TOKENS)
     if not texts:
@@ -135,9 +138,36 @@ def choose(
         expected=expected(found.plan, found.outcome),
         considered=[each.as_dict() for each in considered],
         shape={"depth": written.depth, "top_k": written.top_k, "nodes": written.nodes},
-        measured={"answers": len(texts), "tokens": sum(len(text.tokens) - text.first for text in texts)},
+        result=reached(Engine(replace(engine.manifest, tree=found.plan), *engine.parts()), texts),
+        measured={
+            "answers": len(texts),
+            "tokens": sum(len(text.tokens) - text.first for text in texts),
+            "others": others.share(),
+        },
     )
     return written, plan
+
+
+def reached(engine: Engine, texts: Sequence[Text]) -> dict[str, float]:
+    """What decoding the texts comes to, plain and speculative in turns: figures of `TreePlan.result`."""
+    sessions = {speculate: engine.session(speculate=speculate) for speculate in (False, True)}
+    done: dict[bool, list[Stats]] = {speculate: [] for speculate in sessions}
+    for number, text in enumerate([texts[0], *texts]):  # the first one warms up
+        for speculate, session in sessions.items():
+            session.reset()
+            for _ in session.generate(text.tokens[: text.first].tolist(), len(text.tokens) - text.first):
+                pass
+            if number:
+                done[speculate].append(session.stats)
+    plain, rate = (1 / median(1 / each.tokens_per_second for each in done[speculate]) for speculate in sessions)
+    rounds = sum(each.rounds for each in done[True])
+    figures = {
+        "tau": sum(sum(each.accepted) + each.rounds for each in done[True]) / max(1, rounds),
+        "tokens_per_second": rate,
+        "plain_tokens_per_second": plain,
+        "speedup": rate / plain,
+    }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def host_cost(engine: Engine, text: Text) -> float:

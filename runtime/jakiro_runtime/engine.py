@@ -37,6 +37,10 @@ class Engine:
         self.tokenizer, self.template = tokenizer, template
         self.eos_token_ids = frozenset(manifest.model.eos_token_ids)
 
+    def parts(self) -> tuple[Graph, Graph, Tokenizer, ChatTemplate | None]:
+        """Everything but the manifest, as the constructor takes it."""
+        return self.target, self.draft, self.tokenizer, self.template
+
     @staticmethod
     def open(
         directory: str | os.PathLike[str],

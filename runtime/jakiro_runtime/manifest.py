@@ -16,6 +16,7 @@ NAME = "engine.json"
 SCHEMA = 1
 EXPORT_AGAIN = "export it again, or copy the whole directory again"
 _BLOCK = 1 << 22
+_BUSY = 0.08  # of the processors for other programs: times measured meanwhile are not this machine's
 _PARTS = ("model", "draft", "tree")  # objects whose unknown keys are kept, too
 
 Progress = Callable[[str, int], None]
@@ -72,9 +73,11 @@ class TreePlan:
     host_ms: a round outside both
     log_probs, acceptance: how often the target took a drafted node of this cumulative log-probability; both ascending
     expected: tau, tokens_per_second, plain_tokens_per_second, speedup, round_ms and nodes_per_round, on the calibration answers
+    result: tau, tokens_per_second, plain_tokens_per_second and speedup of decoding the same answers with the finished engine
     shape: what was chosen: depth, top_k and nodes
     considered: the shapes that were compared, best first
-    measured: on what: processor, threads, and how many answers and tokens
+    measured: on what: processor, threads, how many answers and tokens; `others`: the share of the processors that other programs
+        took meanwhile
     """
 
     rows: list[int]
@@ -84,6 +87,7 @@ class TreePlan:
     acceptance: list[float]
     expected: dict[str, float]
     host_ms: float = 0.0
+    result: dict[str, float] = field(default_factory=dict)
     shape: dict[str, int] = field(default_factory=dict)
     considered: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
@@ -94,13 +98,21 @@ class TreePlan:
         return sorted(map(int, self.target_ms))
 
     def sentence(self) -> str:
-        """The choice and the expectation in words."""
-        shape, figures = self.shape, self.expected
-        return (
+        """The choice, the expectation and the result in words."""
+        shape, figures, result, others = self.shape, self.expected, self.result, self.measured.get("others")
+        words = (
             f"depth {shape['depth']}, top-k {shape['top_k']}, {shape['nodes']} nodes, {figures['nodes_per_round']:.1f} of them a "
             f"round; expected are tau {figures['tau']:.2f} and {figures['tokens_per_second']:.1f} tokens/s, "
             f"{figures['speedup']:.2f} times plain"
         )
+        if result:
+            words += f"; reached {result['tau']:.2f}, {result['tokens_per_second']:.1f} and {result['speedup']:.2f}"
+        if others is not None and others > _BUSY:
+            words += (
+                f". Other programs took {100 * others:.0f} % of the processors meanwhile: for a choice to rely on, export again "
+                "on a quiet machine"
+            )
+        return words
 
     def milliseconds(self, rows: int, capacity: int) -> float:
         """A target pass, between what was measured and beyond: linear in rows and in capacity."""

@@ -21,6 +21,7 @@ from jakiro_export.graph.build import GraphOptions
 from jakiro_export.graph.draft import TreeShape
 from jakiro_export.verify import load_draft
 from jakiro_runtime import Engine
+from jakiro_runtime.bench import machine
 from jakiro_runtime.manifest import Manifest, TreePlan
 
 
@@ -156,11 +157,26 @@ def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_h
         plan.expected["tokens_per_second"] / plan.expected["plain_tokens_per_second"], rel=1e-3
     )
     assert plan.measured["tokens"] > 300
+    assert plan.result["speedup"] == pytest.approx(
+        plan.result["tokens_per_second"] / plan.result["plain_tokens_per_second"], rel=1e-3
+    )
+    # the trees were known beforehand, so the finished engine accepts as many tokens as was reckoned
+    assert plan.result["tau"] == pytest.approx(plan.expected["tau"], rel=0.25)
     session = Engine.open(out).session()
     tokens = [token for event in session.generate([5, 6, 7], 20) for token in event.tokens]
     assert len(tokens) == 20
     assert session.stats.verified < draft.nodes * session.stats.rounds or draft.nodes == 1
     shutil.rmtree(out)
+
+
+def test_a_busy_machine_is_noticed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(make_plan(1.0), shape={"depth": 1, "top_k": 2, "nodes": 3})
+    plan.expected.update(tau=2.0, speedup=1.5, nodes_per_round=3.0)
+    assert "quiet" not in replace(plan, measured={"others": 0.02}).sentence()
+    assert "30 %" in replace(plan, measured={"others": 0.3}).sentence()
+    seconds = iter([(100.0, 50.0, 5.0), (120.0, 66.0, 11.0)])  # of 20 seconds 16 were busy, 6 of them ours
+    monkeypatch.setattr(machine, "_processor_seconds", lambda: next(seconds))
+    assert machine.Others().share() == 0.5
 
 
 def test_measuring_for_a_gpu_on_a_cpu_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,33 @@ def load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+class Others:
+    """How much of the processors other programs take, from its making on."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def share(self) -> float | None:
+        """0 to 1 of all processors; None where the system does not count."""
+        now = _processor_seconds()
+        if self._before is None or now is None:
+            return None
+        all_, busy, ours = (late - early for late, early in zip(now, self._before, strict=True))
+        return round(max(0.0, busy - ours) / all_, 3) if all_ > 0 else 0.0
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """Seconds of all processors since the system began, those of them that were not idle, and this process's."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        ticks = [int(each) for each in line.split()[1:9]]  # user nice system idle iowait irq softirq steal
+        second = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    own = os.times()
+    return sum(ticks) / second, (sum(ticks) - ticks[3] - ticks[4]) / second, own.user + own.system
+
+
 def peak_memory_mb() -> float | None:
     """The most memory that this process ever had resident, in MB of 10^6 bytes; None where the system does not say."""
     try:

@@ -67,7 +67,7 @@ def tree_choice(plan: TreePlan, data: dict[str, Any]) -> dict[str, Any]:
         "round_ms": data["detail"]["round_ms"]["total_ms"]["median"],
         "nodes_per_round": data["detail"]["nodes_per_round"],
     }
-    return {"reached": reached, **asdict(plan)}
+    return {**asdict(plan), "reached": reached}
 
 
 def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
