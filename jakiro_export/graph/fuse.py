@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
+from jakiro_export.graph import tree_attention
 from jakiro_export.graph.dispatch import DOMAIN
 from jakiro_export.graph.passes import add_initializer
 from jakiro_export.weights import Array
@@ -91,6 +92,8 @@ def fuse_layers(model: ir.Model) -> None:
             made = ir.node(BEST_TOKEN, [node.inputs[0]], domain=DOMAIN)
             model.graph.insert_before(node, [made])
             take_over(node.outputs[0], made.outputs[0])
+        elif node.op_type == tree_attention.NAME:
+            _join_heads(node.outputs[0])
     common.TopologicalSortPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
@@ -130,6 +133,15 @@ def _split_heads(model: ir.Model, split: ir.Node) -> None:
     model.graph.insert_before(rotations[0], [made])
     for old, new in zip(results, made.outputs, strict=True):
         take_over(old, new)
+
+
+def _join_heads(rows: ir.Value) -> None:
+    """Attention's heads lie side by side already: what takes them apart and joins them again does nothing."""
+    last = rows
+    while reshape := only_use(last, "Reshape"):
+        last = reshape.outputs[0]
+    if last is not rows and last.shape is not None and len(last.shape) == 3:
+        take_over(last, rows)
 
 
 def _swiglu(model: ir.Model, split: ir.Node) -> None:

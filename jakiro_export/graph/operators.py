@@ -67,7 +67,7 @@ def attend(
     visible: Tensor,
     scaling: float,
 ) -> Tensor:
-    """Attention over a cache and the call's rows; shapes in `graph.tree_attention`."""
+    """Attention over a cache and the call's rows, [batch, rows, heads, head_dim]; see `graph.tree_attention`."""
     new_mask = tile_groups(additive_mask(visible, query.dtype), query.shape[1] // past_key.shape[1])
     parts = [
         Part(past_key, cached_values(past_value, True), past_mask(past_key, past_length, query.dtype)),
@@ -144,7 +144,10 @@ def _onnx_attend(
     visible: Any,
     scaling: float,
 ) -> Any:
-    return _JAKIRO.TreeAttention(query, past_key, past_value, new_key, new_value, past_length, visible, scaling=scaling)
+    flat = _JAKIRO.TreeAttention(query, past_key, past_value, new_key, new_value, past_length, visible, scaling=scaling)
+    # models take the heads apart to join them again; `fuse.fuse_layers` drops both
+    apart: Any = opset23.Constant(value_ints=[0, 0, query.shape[1], query.shape[3]])
+    return opset23.Reshape(flat, apart)
 
 
 def _onnx_candidates(logits: Any, count: int) -> Any:

@@ -2,7 +2,7 @@
 
     TreeAttention(query [batch, heads, rows, head_dim], past_key, past_value [batch, kv_heads, capacity, head_dim],
                   new_key, new_value [batch, kv_heads, others, head_dim], past_length [batch], visible [batch, rows, others])
-        -> [batch, rows, heads, head_dim]
+        -> [batch, rows, heads * head_dim]
 
 The body is `graph.attention` in its bitwise form; it makes doubles of the cached values on every call. The runtime's kernel
 (`jakiro_runtime/kernels/attention.cpp`) needs neither doubles nor a mask: it adds up in the order of positions, and reads no
@@ -97,7 +97,7 @@ def function(opset: int) -> onnx.FunctionProto:
         for part, value in ((split, "past_value"), (split[:-1] + "1", "new_value"))
     ]
     out = add("Reshape", to(float_, add("Add", *seen)), add("Shape", "query"))
-    add("Transpose", out, output="y", perm=[0, 2, 1, 3])
+    add("Reshape", add("Transpose", out, perm=[0, 2, 1, 3]), constant([0, 0, -1]))
     nodes[-1].output[:] = ["y"]
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_function(DOMAIN, NAME, list(_INPUTS), ["y"], nodes, opsets, attributes=["scaling"])

@@ -2,7 +2,7 @@
 //
 //     TreeAttention(query [batch, heads, rows, head_dim], past_key, past_value [batch, kv_heads, capacity, head_dim],
 //                   new_key, new_value [batch, kv_heads, others, head_dim], past_length [batch], visible [batch, rows, others])
-//         -> [batch, rows, heads, head_dim]
+//         -> [batch, rows, heads * head_dim]
 //
 // Bit for bit the same wherever a key lies. What a row sees is put in the order of positions: the cache's slots, then the visible
 // rows, ascending (a parent precedes its child). A score is computed alike for every key; sums run over positions, each in a lane
@@ -273,8 +273,8 @@ ort::Status* tree_attention(const Call& call) {
   if (past_key.dims[3] != dim || visible.dims[1] != rows || visible.dims[2] != others || shape.heads % shape.kv_heads != 0) {
     return call.fail("TreeAttention: queries, keys and mask do not fit together");
   }
-  const int64_t dims[4] = {batch, rows, shape.heads, dim};
-  float* result = static_cast<float*>(call.output(0, dims, 4));
+  const int64_t dims[3] = {batch, rows, shape.heads * dim};
+  float* result = static_cast<float*>(call.output(0, dims, 3));
   if (batch * rows == 0) return nullptr;
 
   // rows of a task read keys and values together: as many as leave a few tasks for every thread

@@ -15,9 +15,11 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "layers.h"
 
@@ -26,7 +28,9 @@ namespace {
 
 constexpr int64_t kLanes = 16;  // outputs side by side
 constexpr int64_t kSide = 4;    // inputs side by side
-constexpr int64_t kMost = 12;   // rows of one pass: twice as many sums, the weights and a row's entries fit the 32 registers
+constexpr int64_t kMost = 12;        // rows of one pass: their sums over two blocks, the weights and a row's entries fit the registers
+constexpr int64_t kFew = 8;          // rows for which the memory is the bound: one block at a time, in the order it lies
+constexpr int64_t kAhead = 1 << 13;  // bytes between what is multiplied and what is fetched
 constexpr int64_t kAlone = 1 << 11;  // entries below which one thread prepares the rows
 
 // 16 floats, butterflies between lanes whose numbers differ in one bit
@@ -76,19 +80,19 @@ void rotate(float* x, int64_t block) {
 }
 
 // sum += weight times x, four bytes a lane. GCC's intrinsic keeps a second copy of every sum, which costs half the speed.
-inline void multiply(__m512i& sum, __m512i weight, __m512i x) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x)); }
+inline void add_product(__m512i& sum, __m512i weight, __m512i x) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x)); }
 
-// kRows rows times kBlocks blocks of 16 outputs. quads: in / 4; rows lie `stride` bytes apart. While it multiplies, it fetches the
-// `fetch` bytes from `next` on, a little with every quad: what the memory brings while the arithmetic lasts is free. kStreams: past
-// the last cache, which weights that do not fit it would only empty of what is needed again: keys, values, the draft's weights.
+// kRows rows times kBlocks blocks of 16 outputs. rows: [in / 4, kRows, 4], so that one address serves them all; quads: in / 4. While it multiplies, it fetches the `fetch`
+// bytes from `next` on, a little with every quad: what the memory brings while the arithmetic lasts is free. kStreams: into the first
+// cache alone, since weights that do not fit the last one would only empty it of what is needed again: keys, values, the draft.
 template <int kRows, int kBlocks, bool kStreams>
-void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stride, const uint8_t* next, int64_t fetch,
-          int32_t (*out)[kBlocks * kLanes]) {
-  __m512i sums[kRows][kBlocks];  // in registers: every loop over them is unrolled
+void multiply_blocks(const uint8_t* weight, const int8_t* rows, int64_t quads, const uint8_t* next, int64_t fetch,
+                     __m512i (&sums)[kRows][kBlocks]) {
+  __m512i sum[kRows][kBlocks];  // in registers: every loop over them is unrolled
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int b = 0; b < kBlocks; ++b) sums[r][b] = _mm512_setzero_si512();
+    for (int b = 0; b < kBlocks; ++b) sum[r][b] = _mm512_setzero_si512();
   }
   const int64_t step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to fetch a quad, whole lines
   for (int64_t quad = 0; quad < quads; ++quad) {
@@ -101,18 +105,21 @@ void tile(const uint8_t* weight, const int8_t* rows, int64_t quads, int64_t stri
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
-      std::memcpy(&four, rows + r * stride + quad * kSide, 4);
+      std::memcpy(&four, rows + (quad * kRows + r) * kSide, 4);
       const __m512i x = _mm512_set1_epi32(four);
 #pragma GCC unroll 2
-      for (int b = 0; b < kBlocks; ++b) multiply(sums[r][b], w[b], x);
+      for (int b = 0; b < kBlocks; ++b) add_product(sum[r][b], w[b], x);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int b = 0; b < kBlocks; ++b) _mm512_storeu_si512(out[r] + b * kLanes, sums[r][b]);
+    for (int b = 0; b < kBlocks; ++b) sums[r][b] = sum[r][b];
   }
 }
+
+// Rows go through a block in passes of alike size.
+int64_t passes_for(int64_t count) { return (count + kMost - 1) / kMost; }
 
 template <bool kStreams>
 struct Product {
@@ -124,14 +131,14 @@ struct Product {
 
   template <int kRows, int kBlocks>
   void some(int64_t first, int64_t block, const uint8_t* next, int64_t fetch) const {
-    alignas(64) int32_t sums[kRows][kBlocks * kLanes];
+    __m512i sums[kRows][kBlocks];
     const int64_t quads = in / kSide;
-    tile<kRows, kBlocks, kStreams>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, in, next, fetch, sums);
+    multiply_blocks<kRows, kBlocks, kStreams>(weight + block * quads * 64, rows->bytes.data() + first * in, quads, next, fetch, sums);
     for (int b = 0; b < kBlocks; ++b) {
       const __m512 scale = _mm512_loadu_ps(scales + (block + b) * kLanes);
       for (int r = 0; r < kRows; ++r) {
         const int64_t at = (first + r) * out + (block + b) * kLanes;
-        const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(sums[r] + b * kLanes), _mm512_set1_epi32(rows->offsets[first + r]));
+        const __m512i sum = _mm512_sub_epi32(sums[r][b], _mm512_set1_epi32(rows->offsets[first + r]));
         __m512 y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(rows->scales[first + r])), scale);
         if (residual != nullptr) y = _mm512_add_ps(y, _mm512_loadu_ps(residual + at));
         _mm512_storeu_ps(result + at, y);
@@ -139,24 +146,27 @@ struct Product {
     }
   }
 
-  // kBlocks blocks for `count` rows, in passes of alike size; each fetches its part of the blocks that come after these.
+  // kBlocks blocks for `count` rows. One pass of one block fetches a little ahead of itself; otherwise each pass fetches its part of
+  // the blocks that come after these.
   template <int kBlocks>
   void every_row(int64_t count, int64_t block) const {
-    const int64_t bytes = kBlocks * in / kSide * 64, passes = (count + kMost - 1) / kMost;
-    const uint8_t* next = weight + block * (bytes / kBlocks) + bytes;
+    const int64_t bytes = in / kSide * 64, passes = passes_for(count);
+    const uint8_t* start = weight + block * bytes;
+    if (kBlocks == 1 && passes == 1) return (this->*kPasses<1>[count - 1])(0, block, start + std::min(bytes, kAhead), bytes);
     for (int64_t pass = 0; pass < passes; ++pass) {
-      const int64_t first = count * pass / passes, last = count * (pass + 1) / passes;
-      const int64_t from = bytes / 64 * pass / passes * 64, to = bytes / 64 * (pass + 1) / passes * 64;
-      (this->*kPasses<kBlocks>[last - first - 1])(first, block, next + from, to - from);
+      const int64_t first = count * pass / passes, last = count * (pass + 1) / passes, lines = kBlocks * bytes / 64;
+      const int64_t from = lines * pass / passes * 64, to = lines * (pass + 1) / passes * 64;
+      (this->*kPasses<kBlocks>[last - first - 1])(first, block, start + kBlocks * bytes + from, to - from);
     }
   }
 
   using Pass = void (Product::*)(int64_t, int64_t, const uint8_t*, int64_t) const;
+  template <int kBlocks, size_t... kCounts>
+  static constexpr std::array<Pass, kMost> passes_of(std::index_sequence<kCounts...>) {
+    return {&Product::some<static_cast<int>(kCounts) + 1, kBlocks>...};
+  }
   template <int kBlocks>
-  static constexpr Pass kPasses[kMost] = {
-      &Product::some<1, kBlocks>, &Product::some<2, kBlocks>,  &Product::some<3, kBlocks>,  &Product::some<4, kBlocks>,
-      &Product::some<5, kBlocks>, &Product::some<6, kBlocks>,  &Product::some<7, kBlocks>,  &Product::some<8, kBlocks>,
-      &Product::some<9, kBlocks>, &Product::some<10, kBlocks>, &Product::some<11, kBlocks>, &Product::some<12, kBlocks>};
+  static constexpr std::array<Pass, kMost> kPasses = passes_of<kBlocks>(std::make_index_sequence<kMost>());
 };
 
 float largest_of(const float* x, int64_t count) {
@@ -228,7 +238,7 @@ ort::Status* row_product(const Call& call) {
 
   thread_local Rows rows;  // of the calling thread; its memory is kept from call to call
   rows.resize(count, in);
-  auto prepare = [&, rows = &rows](size_t row) {
+  auto prepare = [&, rows = &rows](int64_t row) {
     const float* from = x.as<float>() + row * given;
     float* scratch = rows->scratch.data() + row * in;
     if constexpr (kBefore == Before::kNorm) {
@@ -238,24 +248,29 @@ ort::Status* row_product(const Call& call) {
     } else {
       std::memcpy(scratch, from, in * sizeof(float));
     }
-    quantise(scratch, in, block, rows->bytes.data() + row * in, &rows->scales[row], &rows->offsets[row]);
+    int8_t* bytes = reinterpret_cast<int8_t*>(scratch);  // a row's bytes take the place of floats that were read
+    quantise(scratch, in, block, bytes, &rows->scales[row], &rows->offsets[row]);
+    // beside those of the rows that go through the weights with it
+    const int64_t passes = passes_for(count), pass = ((row + 1) * passes - 1) / count;
+    const int64_t first = count * pass / passes, many = count * (pass + 1) / passes - first;
+    int8_t* to = rows->bytes.data() + first * in + (row - first) * kSide;
+    for (int64_t n = 0; n < in; n += kSide) std::memcpy(to + n * many, bytes + n, kSide);
   };
   const uint8_t* bytes = call.kept() ? static_cast<const uint8_t*>(call.kept()) : weight.as<uint8_t>();
   const float* residual = kAdd ? last.as<float>() : nullptr;
   const Product<true> streaming{bytes, scales.as<float>(), residual, &rows, in, out, result};
   const Product<false> staying{bytes, scales.as<float>(), residual, &rows, in, out, result};
-  constexpr int64_t wide = 2;
-  const int64_t blocks = out / kLanes, tiles = (blocks + wide - 1) / wide;
   // tasks large enough to be worth handing out, many enough to even out
-  const int64_t each = std::max<int64_t>(1, std::min(tiles / 16, (1 << 18) / (in * wide * kLanes)));
-  const int64_t parts = count * in <= kAlone ? 1 : std::min<int64_t>(count, 8), tasks = (tiles + each - 1) / each;
+  const int64_t wide = count <= kFew ? 1 : 2, blocks = out / kLanes;
+  const int64_t each = std::max<int64_t>(1, std::min(blocks / wide / 16, (1 << 18) / (in * kLanes * wide))) * wide;
+  const int64_t parts = count * in <= kAlone ? 1 : std::min<int64_t>(count, 8), tasks = (blocks + each - 1) / each;
   auto multiply = [&](int64_t task, const auto& product) {
-    for (int64_t tile = task * each; tile < std::min<int64_t>(tiles, (task + 1) * each); ++tile) {
-      const int64_t first = tile * wide;
-      if (blocks - first >= wide) {
-        product.template every_row<wide>(count, first);
+    const int64_t last = std::min<int64_t>(blocks, (task + 1) * each);
+    for (int64_t block = task * each; block < last; block += wide) {
+      if (wide == 1 || last - block == 1) {
+        product.template every_row<1>(count, block);
       } else {
-        product.template every_row<1>(count, first);
+        product.template every_row<2>(count, block);
       }
     }
   };

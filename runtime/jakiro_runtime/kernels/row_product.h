@@ -9,7 +9,7 @@ namespace jakiro {
 
 // Quantised rows of one call.
 struct Rows {
-  std::vector<int8_t> bytes;     // [rows, in]
+  std::vector<int8_t> bytes;     // for each pass [in / 4, its rows, 4]
   std::vector<float> scratch;    // [rows, in]
   std::vector<float> scales;     // [rows]
   std::vector<int32_t> offsets;  // [rows], 128 times the sum of a row's bytes: what unsigned weights add to every sum
