@@ -21,7 +21,7 @@ def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[s
     save_file(weights(trainer.head), folder / "model.safetensors")
     frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
     save_file({"token_ids": frequent}, folder / "token_order.safetensors")
-    figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step,
+    figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.near_ties,
                "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history]}  # fmt: skip
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
     picture(folder / "training.png", trainer)

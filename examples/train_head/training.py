@@ -28,7 +28,7 @@ class Settings:
     weight_decay: float = 0.05
     clip: float = 1.0
     noise: float = 0.1  # uniform, as a share of the features' standard deviation
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     draft_vocab: int = 8192  # the loss sees the most frequent tokens only, as the exported graph does
     chain: int = 4  # steps through the head's own predictions, reached in three phases
     decay: float = 0.8  # weight of a step against the one before it
@@ -62,7 +62,11 @@ class Measure:
 
 
 class Trainer:
-    """Trains `head` on `data`; `embedding` and `projection` are the target's, [vocab, hidden]."""
+    """Trains `head` on `data`; `embedding` and `projection` are the target's, [vocab, hidden].
+
+    near_ties: the share of held-out positions at which the target's second best logit is less than so far behind its best: what
+        no head can know
+    """
 
     def __init__(
         self, head: TrainedHead, data: Text, embedding: Tensor, projection: Tensor, settings: Settings, folder: Path
@@ -83,13 +87,19 @@ class Trainer:
         )
         self.step, self.seconds, self.epoch, self.batch = 0, 0.0, 0, 0
         self.history: list[Measure] = []
-        self._truth = [self._target_tokens(n) for n in self.held]
+        exact = projection.float().T
+        found = [self._target_choices(n, exact) for n in self.held]
+        self._truth = [choices for choices, _ in found]
+        margins = torch.cat([margin for _, margin in found])
+        self.near_ties = {str(width): round(float((margins < width).float().mean()), 4) for width in (0.1, 0.25, 0.5, 1.0)}
 
     # -- data
 
-    def _target_tokens(self, n: int) -> Tensor:
-        """What the target would write after every position of a conversation, of all its tokens."""
-        return (torch.from_numpy(np.array(self.data.features[n])).to(self.dtype) @ self.projection.T).argmax(-1)
+    def _target_choices(self, n: int, projection: Tensor) -> tuple[Tensor, Tensor]:
+        """What the target would write after every position of a conversation, and how far behind its second choice is."""
+        logits = torch.from_numpy(np.array(self.data.features[n])).float() @ projection
+        best, tokens = logits.topk(2, -1)
+        return tokens[:, 0], best[:, 0] - best[:, 1]
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: conversations of similar length together, in random order."""

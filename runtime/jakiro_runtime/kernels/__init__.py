@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,8 @@ def _compiled(compiler: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jakiro"
     place = folder / f"kernels-{digest.hexdigest()[:16]}.so"
     if not place.is_file():
+        if sys.stderr.isatty():
+            print(f"Compiling kernels for this processor, once; they are kept in {folder}.", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / place.name
