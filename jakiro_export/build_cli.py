@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,10 @@ def main(debug: bool, **settings: Any) -> None:
 
     Without --ahead-of-time it builds for this machine's GPU, with the TensorRT that is installed (10.3 to 11).
     """
-    from jakiro_export.errors import ExportError, UsageError
-    from jakiro_runtime import errors as runtime_errors
+    from jakiro_runtime.errors import in_words
 
-    try:
+    with in_words(debug, "Interrupted; engines that were not complete are gone."):
         _run(**settings)
-    except (UsageError, runtime_errors.UsageError) as error:
-        _fail(error, 2, debug)
-    except (ExportError, runtime_errors.EngineError) as error:
-        _fail(error, 1, debug)
-    except KeyboardInterrupt:
-        click.echo("Interrupted; engines that were not complete are gone.", err=True)
-        sys.exit(130)
 
 
 def after_export(directory: Path) -> None:
@@ -75,13 +66,6 @@ def after_export(directory: Path) -> None:
         _say(f"No TensorRT engines were built: {error}")
         return
     main.main([str(directory)], standalone_mode=False)
-
-
-def _fail(error: Exception, code: int, debug: bool) -> None:
-    if debug:
-        raise error
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(code)
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,28 +63,16 @@ def main(debug: bool, **settings: Any) -> None:
 
     The result runs with `jakiro-run --engine DIR` on any CPU, and is what `jakiro-build` makes TensorRT engines from.
     """
-    from jakiro_export.errors import ExportError, UsageError
+    from jakiro_export.errors import ExportError
+    from jakiro_runtime.errors import in_words
 
-    try:
-        _run(**settings)
-    except UsageError as error:
-        _fail(error, 2, debug)
-    except ExportError as error:
-        _fail(error, 1, debug)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(ExportError(f"The disk is full; nothing was left in {settings['out']}."), 1, debug)
-    except KeyboardInterrupt:
-        click.echo("Interrupted; nothing was written.", err=True)
-        sys.exit(130)
-
-
-def _fail(error: Exception, code: int, debug: bool) -> None:
-    if debug:
-        raise error
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(code)
+    with in_words(debug, "Interrupted; nothing was written."):
+        try:
+            _run(**settings)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ExportError(f"The disk is full; nothing was left in {settings['out']}.") from error
 
 
 def _run(

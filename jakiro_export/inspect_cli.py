@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,22 +35,10 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
     """Say what is in the engine directory DIR; or budget memory and estimate speed for it, or for a MODEL by its alias."""
-    from jakiro_export.errors import ExportError, UsageError
-    from jakiro_runtime import errors as runtime_errors
+    from jakiro_runtime.errors import in_words
 
-    try:
+    with in_words(debug):
         _run(**settings)
-    except (UsageError, runtime_errors.UsageError) as error:
-        _fail(error, 2, debug)
-    except (ExportError, runtime_errors.EngineError) as error:
-        _fail(error, 1, debug)
-
-
-def _fail(error: Exception, code: int, debug: bool) -> None:
-    if debug:
-        raise error
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(code)
 
 
 @dataclass(frozen=True)

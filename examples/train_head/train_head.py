@@ -8,7 +8,6 @@ Everything is kept in the work folder as it is made; the same command continues 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from training import Measure, Settings, Trainer, fast_dtype
 
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import Target, load_target
-from jakiro_export.errors import ExportError, UsageError
 from jakiro_runtime.backend.onnxruntime import open_graph
+from jakiro_runtime.errors import in_words
 
 _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -66,11 +65,8 @@ _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
               help="Where text, features and state are kept.")  # fmt: skip
 def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:
     """Train a Jakiro head for a target, on its own text, in the published checkpoint format."""
-    try:
+    with in_words(False, "Interrupted; the same command goes on from what was kept."):
         _run(target, out, data, work or out.with_name(out.name + ".work"), **options)
-    except (UsageError, ExportError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _run(

@@ -63,18 +63,11 @@ def main(debug: bool, **settings: Any) -> None:
 
     The answer goes to standard output; everything else goes to standard error. Ctrl-C stops an answer; twice leaves.
     """
-    from jakiro_runtime.errors import EngineError
+    from jakiro_runtime.errors import in_words
 
     try:
-        _run(**settings)
-    except EngineError as error:
-        if debug:
-            raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("", err=True)
-        sys.exit(130)
+        with in_words(debug):
+            _run(**settings)
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()
         sys.exit(1)

@@ -12,8 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from jakiro_export import verify
+from jakiro_export import cli, verify
 from jakiro_export.cli import main
+from jakiro_export.errors import ExportError
+from jakiro_runtime.errors import EngineError
+from jakiro_runtime.errors import UsageError as RuntimeUsageError
 from jakiro_runtime.manifest import Manifest
 from jakiro_runtime.manifest import verify as verify_files
 
@@ -239,3 +242,21 @@ def test_a_folder_that_is_no_engine_is_not_overwritten(tmp_path: Path, tiny_targ
     code, output = invoke("-d", tiny_head, "-t", tiny_target, "-o", tmp_path)
     assert (code, "not an engine directory" in output) == (2, True)
     assert (tmp_path / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(EngineError("no backend"), 1), (RuntimeUsageError("no prompt"), 2), (ExportError("no room"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_whatever_an_export_meets_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int
+) -> None:
+    """The runtime's errors too: --tree auto runs it."""
+
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fails)
+    done = CliRunner().invoke(cli.main, ["-d", "x", "-t", "y", "-o", str(tmp_path / "out")])
+    assert done.exit_code == code
+    assert done.output.startswith("Interrupted" if code == 130 else f"Error: {error}")

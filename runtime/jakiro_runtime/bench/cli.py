@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,18 +64,10 @@ def main(debug: bool, **settings: Any) -> None:
     Rates are tokens after an answer's first one per second, pooled over all answers; reported is the median over repeats.
     Every answer is compared token for token: a bitwise engine whose answers differ ends with exit code 1.
     """
-    from jakiro_runtime.errors import EngineError
+    from jakiro_runtime.errors import in_words
 
-    try:
+    with in_words(debug):
         _run(**settings)
-    except EngineError as error:
-        if debug:
-            raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("", err=True)
-        sys.exit(130)
 
 
 def _run(json_file: str | None, html_file: Path | None, **settings: Any) -> None:
