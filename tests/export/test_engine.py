@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_engine_is_not_overwritten(tmp_path: Path, tiny_targ
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(EngineError("no backend"), 1), (RuntimeUsageError("no prompt"), 2), (ExportError("no room"), 1), (KeyboardInterrupt(), 130)],
+    [(EngineError("no backend"), 1), (RuntimeUsageError("no text"), 2), (ExportError("no room"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_whatever_an_export_meets_is_said_in_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int
