@@ -1,7 +1,7 @@
 """The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this processor, and kept in the user's cache.
 
-They replace the bodies of operators that an int8 engine is written with. Without them (no AVX-512 VNNI, no compiler, or
-JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same contract, slower.
+They replace the bodies of operators that an int8 engine is written with. Without them (no AVX2, no compiler, or JAKIRO_KERNELS=0)
+ONNX Runtime runs those bodies: the same contract, slower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 _SECONDS = 120
-_INSTRUCTIONS = {"avx512_vnni", "avx512bw", "avx512dq", "avx512vl"}
+_INSTRUCTIONS = {"avx2", "fma"}  # with AVX-512 VNNI they take other forms: vector.h, tile.h
 
 
 def needed(graph: Path) -> bool:
@@ -41,9 +41,9 @@ def library() -> Path | None:
         return None
 
 
-def _compiled(compiler: str) -> Path:
-    sources = sorted(_SOURCES.glob("*.cpp"))
-    digest = hashlib.sha256(" ".join([compiler, *_FLAGS, _processor()]).encode())
+def _compiled(compiler: str, *more: str) -> Path:
+    flags, sources = [*_FLAGS, *more], sorted(_SOURCES.glob("*.cpp"))
+    digest = hashlib.sha256(" ".join([compiler, *flags, _processor()]).encode())
     for source in [*sources, *sorted(_SOURCES.glob("*.h"))]:
         digest.update(source.read_bytes())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jakiro"
@@ -54,7 +54,7 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / place.name
-            command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
+            command = [compiler, *flags, *map(str, sources), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
             made.replace(place)  # whole or not at all, also where two processes compile at once
     return place

@@ -16,9 +16,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
-#include "exponential.h"
+#include "vector.h"
 
 namespace jakiro {
 namespace {
@@ -71,74 +72,43 @@ void attend_plain(const Shape& shape, const Part& part, const float* query, cons
   for (int64_t d = 0; d < dim; ++d) out[d] /= total;
 }
 
-// ---- AVX-512 --------------------------------------------------------------------------------------------------------------
+// ---- head_dim of whole vectors -----------------------------------------------------------------------------------------------
 
-// 16 rows of 16 floats to columns that are `kBlock` floats apart.
-inline void transpose_16(const float* const (&from)[16], float* to) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 8
-  for (int n = 0; n < 16; n += 2) {
-    const __m512 even = _mm512_loadu_ps(from[n]), odd = _mm512_loadu_ps(from[n + 1]);
-    a[n] = _mm512_unpacklo_ps(even, odd);
-    a[n + 1] = _mm512_unpackhi_ps(even, odd);
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < 16; n += 4) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m512d low = _mm512_castps_pd(a[n + half]), high = _mm512_castps_pd(a[n + half + 2]);
-      b[n + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      b[n + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < 4; ++n) {  // b[4 q + n] holds columns n, n + 4, n + 8, n + 12 of rows 4 q to 4 q + 3
-    const __m512 even_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0x88), even_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0x88);
-    const __m512 odd_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0xDD), odd_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0xDD);
-    _mm512_storeu_ps(to + n * kBlock, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
-    _mm512_storeu_ps(to + (n + 4) * kBlock, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
-    _mm512_storeu_ps(to + (n + 8) * kBlock, _mm512_shuffle_f32x4(even_low, even_high, 0xDD));
-    _mm512_storeu_ps(to + (n + 12) * kBlock, _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD));
-  }
-}
-
-// Loaded once and kept in a register. GCC would load it again for every row that it meets, and loads are what there is least of.
-inline __m512 held(__m512 x) {
-  asm("" : "+v"(x));
-  return x;
-}
+// Rows and vectors whose sums are kept in registers together, beside what they are multiplied by.
+constexpr int kScoreWide = kRegisters == 32 ? 4 : 1, kScoreRows = 4;
+constexpr int kValueWide = kRegisters == 32 ? 8 : 2, kValueSums = kRegisters == 32 ? 16 : 4;
 
 // Scores of 16 kWide keys, which lie as columns [dim, kBlock], for kRows queries: one chain of additions over the entries each.
 template <int kRows, int kWide>
 inline void score_rows(const float* columns, int64_t dim, const float* const* queries, float* to, int64_t stride) {
-  __m512 sums[kRows][kWide];
+  Floats sums[kRows][kWide];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int k = 0; k < kWide; ++k) sums[r][k] = _mm512_setzero_ps();
+    for (int k = 0; k < kWide; ++k) sums[r][k] = all(0.0f);
   }
   for (int64_t d = 0; d < dim; ++d) {
-    __m512 keys[kWide];
+    Floats keys[kWide];
 #pragma GCC unroll 4
-    for (int k = 0; k < kWide; ++k) keys[k] = held(_mm512_loadu_ps(columns + d * kBlock + 16 * k));
+    for (int k = 0; k < kWide; ++k) keys[k] = held(load(columns + d * kBlock + kLanes * k));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const __m512 query = _mm512_set1_ps(queries[r][d]);
+      const Floats query = all(queries[r][d]);
 #pragma GCC unroll 4
-      for (int k = 0; k < kWide; ++k) sums[r][k] = _mm512_fmadd_ps(query, keys[k], sums[r][k]);
+      for (int k = 0; k < kWide; ++k) sums[r][k] = fused(query, keys[k], sums[r][k]);
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int k = 0; k < kWide; ++k) _mm512_storeu_ps(to + r * stride + 16 * k, sums[r][k]);
+    for (int k = 0; k < kWide; ++k) store(to + r * stride + kLanes * k, sums[r][k]);
   }
 }
 
 template <int kWide>
 inline void score_every(const float* columns, int64_t dim, int rows, const float* const* queries, float* to, int64_t stride) {
   int r = 0;
-  for (; rows - r >= 4; r += 4) score_rows<4, kWide>(columns, dim, queries + r, to + r * stride, stride);
+  for (; rows - r >= kScoreRows; r += kScoreRows) score_rows<kScoreRows, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 3) score_rows<3, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 2) score_rows<2, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 1) score_rows<1, kWide>(columns, dim, queries + r, to + r * stride, stride);
@@ -152,73 +122,84 @@ void score(const float* keys, int64_t count, int64_t dim, int rows, const float*
       for (int64_t d = 0; d < dim; d += 16) {
         const float* from[16];
         for (int k = 0; k < 16; ++k) from[k] = keys + std::min(first + n + k, count - 1) * dim + d;
-        transpose_16(from, columns + d * kBlock + n);
+        transpose_16<kBlock>(from, columns + d * kBlock + n);
       }
     }
-    switch ((std::min(kBlock, count - first) + 15) / 16) {
-      case 1: score_every<1>(columns, dim, rows, queries, to + first, stride); break;
-      case 2: score_every<2>(columns, dim, rows, queries, to + first, stride); break;
-      case 3: score_every<3>(columns, dim, rows, queries, to + first, stride); break;
-      default: score_every<4>(columns, dim, rows, queries, to + first, stride);
+    const int64_t vectors = (std::min(kBlock, count - first) + kLanes - 1) / kLanes;
+    for (int64_t v = 0; v < vectors; v += kScoreWide) {
+      const float* part = columns + v * kLanes;
+      float* scores = to + first + v * kLanes;
+      switch (std::min<int64_t>(vectors - v, kScoreWide)) {
+        case 1: score_every<1>(part, dim, rows, queries, scores, stride); break;
+        case 2: score_every<std::min(2, kScoreWide)>(part, dim, rows, queries, scores, stride); break;
+        case 3: score_every<std::min(3, kScoreWide)>(part, dim, rows, queries, scores, stride); break;
+        default: score_every<kScoreWide>(part, dim, rows, queries, scores, stride);
+      }
     }
   }
 }
 
-// Adds weight times value, position by position, to what is in out [16 * kWide] for each of kRows rows. A weight of 0 adds nothing.
+// Adds weight times value, position by position, to what is in out [16 kWide] for each of kRows rows; the values of two positions are
+// `apart` floats apart. A weight of 0 adds nothing.
 template <int kWide, int kRows>
-inline void add_values(const float* value, int64_t count, const float* const* weights, float* const* outs) {
-  __m512 out[kRows][kWide];
+inline void add_values(const float* value, int64_t apart, int64_t count, const float* const* weights, float* const* outs, int64_t at) {
+  Floats out[kRows][kWide];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int d = 0; d < kWide; ++d) out[r][d] = _mm512_loadu_ps(outs[r] + 16 * d);
+    for (int d = 0; d < kWide; ++d) out[r][d] = load(outs[r] + at + kLanes * d);
   }
-  for (int64_t n = 0; n < count; ++n, value += 16 * kWide) {
-    __m512 each[kWide];
+  for (int64_t n = 0; n < count; ++n, value += apart) {
+    Floats each[kWide];
 #pragma GCC unroll 8
-    for (int d = 0; d < kWide; ++d) each[d] = held(_mm512_loadu_ps(value + 16 * d));
+    for (int d = 0; d < kWide; ++d) each[d] = held(load(value + kLanes * d));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512 weight = _mm512_set1_ps(weights[r][n]);
+      const Floats weight = all(weights[r][n]);
 #pragma GCC unroll 8
-      for (int d = 0; d < kWide; ++d) out[r][d] = _mm512_fmadd_ps(weight, each[d], out[r][d]);
+      for (int d = 0; d < kWide; ++d) out[r][d] = fused(weight, each[d], out[r][d]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int d = 0; d < kWide; ++d) _mm512_storeu_ps(outs[r] + 16 * d, out[r][d]);
+    for (int d = 0; d < kWide; ++d) store(outs[r] + at + kLanes * d, out[r][d]);
+  }
+}
+
+// As many rows and vectors of an entry together as their sums have registers.
+template <int kWide>
+void add_values(const float* value, int64_t count, int rows, const float* first, int64_t stride, float* const* outs) {
+  constexpr int kSome = std::min(kWide, kValueWide), kTogether = std::min(4, kValueSums / kSome);
+  const float* weights[kMost];
+  for (int r = 0; r < rows; ++r) weights[r] = first + r * stride;
+  for (int64_t at = 0; at < kLanes * kWide; at += kLanes * kSome) {
+    const auto add = [&](auto many, int r) {
+      add_values<kSome, decltype(many)::value>(value + at, kLanes * kWide, count, weights + r, outs + r, at);
+    };
+    int r = 0;
+    for (; rows - r >= kTogether; r += kTogether) add(std::integral_constant<int, kTogether>(), r);
+    if constexpr (kTogether > 2) {
+      for (; rows - r >= 2; r += 2) add(std::integral_constant<int, 2>(), r);
+    }
+    if (r < rows) add(std::integral_constant<int, 1>(), r);
   }
 }
 
 // Scores become softmax numerators; returns their sum, a lane for each position modulo 16.
 float numerators(float* scores, int64_t count, float by) {
-  const __m512 lowest = _mm512_set1_ps(-3.4e38f), scaling = _mm512_set1_ps(by);
-  const auto there = [count](int64_t n) -> __mmask16 { return count - n >= 16 ? 0xFFFF : (1u << (count - n)) - 1; };
-  __m512 largest = lowest;
-  for (int64_t n = 0; n < count; n += 16) largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(lowest, there(n), scores + n));
-  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t n = 0; n < count; n += 16) {
-    const __m512 below = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(there(n), scores + n), top), scaling);
-    const __m512 each = _mm512_maskz_mov_ps(there(n), exponential(below));
-    sum = _mm512_add_ps(sum, each);
-    _mm512_mask_storeu_ps(scores + n, there(n), each);
+  const Floats lowest = all(-3.4e38f), scaling = all(by);
+  Floats largest = lowest;
+  for (int64_t n = 0; n < count; n += kLanes) largest = larger(largest, load_first(scores + n, count - n, lowest));
+  const Floats top = all(largest_of(largest));
+  Floats sum = all(0.0f);
+  for (int64_t n = 0; n < count; n += kLanes) {
+    const Floats below = (load_first(scores + n, count - n, top) - top) * scaling;
+    const Floats each = keep_first(exponential(below), count - n);
+    sum = sum + each;
+    store_first(scores + n, count - n, each);
   }
-  return count ? _mm512_reduce_add_ps(sum) : 1.0f;
-}
-
-template <int kWide>
-void add_values(const float* value, int64_t count, int rows, const float* first, int64_t stride, float* const* outs) {
-  constexpr int kTogether = kWide <= 4 ? 4 : 2;  // their sums and one value fit the 32 registers
-  const float* weights[kMost];
-  for (int r = 0; r < rows; ++r) weights[r] = first + r * stride;
-  int r = 0;
-  for (; rows - r >= kTogether; r += kTogether) add_values<kWide, kTogether>(value, count, weights + r, outs + r);
-  if constexpr (kTogether > 2) {
-    for (; rows - r >= 2; r += 2) add_values<kWide, 2>(value, count, weights + r, outs + r);
-  }
-  if (r < rows) add_values<kWide, 1>(value, count, weights + r, outs + r);
+  return count ? sum_of(sum) : 1.0f;
 }
 
 template <int kWide>

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "exponential.h"
+#include "vector.h"
 
 namespace jakiro {
 namespace {
@@ -60,12 +60,11 @@ ort::Status* split_heads(const Call& call) {
 
 void swiglu_row(const float* both, int64_t inner, float* out) {
   const float *gate = both, *up = both + inner;
-  const __m512 one = _mm512_set1_ps(1.0f);
+  const Floats one = all(1.0f);
   int64_t n = 0;
-  for (; n + 16 <= inner; n += 16) {
-    const __m512 x = _mm512_loadu_ps(gate + n), below = exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
-    const __m512 silu = _mm512_div_ps(x, _mm512_add_ps(one, below));
-    _mm512_storeu_ps(out + n, _mm512_mul_ps(silu, _mm512_loadu_ps(up + n)));
+  for (; n + kLanes <= inner; n += kLanes) {
+    const Floats x = load(gate + n), silu = x / (one + exponential(all(0.0f) - x));
+    store(out + n, silu * load(up + n));
   }
   for (; n < inner; ++n) out[n] = gate[n] / (1.0f + std::exp(-gate[n])) * up[n];
 }
@@ -77,15 +76,14 @@ ort::Status* best_token(const Call& call) {
   int64_t* best = static_cast<int64_t*>(call.output(0, logits.dims, logits.rank - 1));
   auto work = [&](size_t row) {
     const float* x = logits.as<float>() + row * vocab;
-    __m512 most = _mm512_set1_ps(x[0]);
+    Floats most = all(x[0]);
     int64_t n = 0;
-    for (; n + 16 <= vocab; n += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(x + n));
-    float largest = _mm512_reduce_max_ps(most);
+    for (; n + kLanes <= vocab; n += kLanes) most = larger(most, load(x + n));
+    float largest = largest_of(most);
     for (; n < vocab; ++n) largest = std::max(largest, x[n]);
-    const __m512 wanted = _mm512_set1_ps(largest);
-    for (n = 0; n + 16 <= vocab; n += 16) {
-      const __mmask16 found = _mm512_cmpeq_ps_mask(_mm512_loadu_ps(x + n), wanted);
-      if (found) {
+    const Floats wanted = all(largest);
+    for (n = 0; n + kLanes <= vocab; n += kLanes) {
+      if (const uint32_t found = equal(load(x + n), wanted)) {
         n += __builtin_ctz(found);
         break;
       }

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "exponential.h"
+#include "vector.h"
 
 namespace jakiro {
 namespace {
@@ -24,12 +24,11 @@ void largest(const float* x, int64_t size, int64_t count, float* best, int64_t* 
   };
   int64_t n = 0;
   for (; n < std::min(count, size); ++n) take(n);
-  for (; n < size && n % 16; ++n) {
+  for (; n < size && n % kLanes; ++n) {
     if (x[n] > best[count - 1]) take(n);
   }
-  for (; n + 16 <= size; n += 16) {
-    const __m512 each = _mm512_loadu_ps(x + n);
-    for (__mmask16 more = _mm512_cmp_ps_mask(each, _mm512_set1_ps(best[count - 1]), _CMP_GT_OQ); more; more &= more - 1) {
+  for (; n + kLanes <= size; n += kLanes) {
+    for (uint32_t more = above(load(x + n), all(best[count - 1])); more; more &= more - 1) {
       const int64_t at = n + __builtin_ctz(more);
       if (x[at] > best[count - 1]) take(at);
     }
@@ -40,11 +39,11 @@ void largest(const float* x, int64_t size, int64_t count, float* best, int64_t* 
 }
 
 float sum_of_exponentials(const float* x, int64_t size, float top) {
-  const __m512 highest = _mm512_set1_ps(top);
-  __m512 sums = _mm512_setzero_ps();
+  const Floats highest = all(top);
+  Floats sums = all(0.0f);
   int64_t n = 0;
-  for (; n + 16 <= size; n += 16) sums = _mm512_add_ps(sums, exponential(_mm512_sub_ps(_mm512_loadu_ps(x + n), highest)));
-  float sum = _mm512_reduce_add_ps(sums);
+  for (; n + kLanes <= size; n += kLanes) sums = sums + exponential(load(x + n) - highest);
+  float sum = sum_of(sums);
   for (; n < size; ++n) sum += std::exp(x[n] - top);
   return sum;
 }
