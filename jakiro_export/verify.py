@@ -17,18 +17,19 @@ from torch import nn
 
 from jakiro_export.checkpoint.head import HeadCheckpoint
 from jakiro_export.checkpoint.target import Target
-from jakiro_export.graph.build import GraphOptions, draft_module, draft_weights
+from jakiro_export.graph.build import QUANTIZED, GraphOptions, draft_module, draft_weights
 from jakiro_export.weights import LazyWeight
 from jakiro_runtime.kernels import library, needed
 
 Arrays = dict[str, np.ndarray]
 
 # Largest difference of a logit, as a share of the reference's spread (its standard deviation). fp32 differs by the order of
-# sums; fp16 also by its rounding of every activation, here on a CPU that emulates it; for int8, of a typical row (`_typical`).
-TOLERANCE = {"fp32": 2e-3, "fp16": 0.15, "int8": 1.0}
+# sums; fp16 also by its rounding of every activation, here on a CPU that emulates it; int8 and int4 of a typical row
+# (`_typical`). Four bits round the weights of a target that was not in four bits before.
+TOLERANCE = {"fp32": 2e-3, "fp16": 0.15, "int8": 1.0, "int4": 2.0}
 # Quality on a text, against torch in float32: the share of positions with another best token, and how much perplexity rises.
-DISAGREEMENT = {"fp32": 0.01, "fp16": 0.05, "int8": 0.1}
-PERPLEXITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.03}
+DISAGREEMENT = {"fp32": 0.01, "fp16": 0.05, "int8": 0.1, "int4": 0.25}
+PERPLEXITY = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.03, "int4": 0.15}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
 def _typical(ours: np.ndarray, reference: np.ndarray) -> float:
     """The median over rows of a row's largest difference, in units of the reference's standard deviation.
 
-    For int8: among random tokens there are rows that any rounding throws far off, by making or unmaking an attention sink.
+    For int8 and int4: among random tokens there are rows that any rounding throws far off, by making or unmaking a sink of
+    attention.
     """
     spread = float(reference.std()) or 1.0
     rows = np.abs(ours.astype(np.float64) - reference.astype(np.float64)).reshape(-1, ours.shape[-1])
@@ -136,7 +138,7 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
     rng = np.random.default_rng(0)
     vocab, capacity, tolerance = int(target.config.vocab_size), 256, TOLERANCE[precision]
     random = rng.integers(0, vocab, 96)
-    difference = _typical if precision == "int8" else _difference
+    difference = _typical if precision in QUANTIZED else _difference
 
     def call(tokens: np.ndarray, start: int, mask: np.ndarray, positions: np.ndarray, cache: Arrays) -> Arrays:
         rows = np.arange(len(tokens))[None]
@@ -186,7 +188,7 @@ def check_target(path: Path, target: Target, prompt: np.ndarray, precision: str)
 
 def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarray, model: nn.Module, precision: str) -> Check:
     """Two sequences with pasts of different lengths in one call; `cache` holds the first one's."""
-    difference = _typical if precision == "int8" else _difference
+    difference = _typical if precision in QUANTIZED else _difference
     both = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in cache.items()}
     split = len(short) - 3
     single = {name: value[1:] for name, value in both.items()}

@@ -192,6 +192,17 @@ def _write_all(descriptor: int, array: np.ndarray, position: int) -> None:
         view, position = view[written:], position + written
 
 
+def sixteens(weight: Weight) -> Iterator[np.ndarray]:
+    """The panels of a matrix [out, in], cut to whole sixteens of rows."""
+    left = np.empty((0, weight.shape[1]), weight.dtype)
+    for panel in weight.panels():
+        rows = np.concatenate([left, panel])
+        whole = len(rows) // 16 * 16
+        left = rows[whole:]
+        if whole:
+            yield rows[:whole]
+
+
 def stacked(parts: Sequence[Weight]) -> Weight:
     """Several weights as one along the rows, looking through transposition: [in, a] and [in, b] become [in, a + b]."""
     if all(isinstance(part, Transposed) for part in parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from jakiro_export.checkpoint.target import Target
 from jakiro_export.graph import dispatch, draft, fuse, passes, quantize, selection, star, target, tree_attention
 from jakiro_export.weights import Array, Picked, Reshaped, Stacked, Stored, Transposed, Weight
 
-# what activations are computed in; int8 engines keep everything but their products in fp32
-_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+QUANTIZED = ("int8", "int4")
+# what activations are computed in; quantised engines keep everything but their products in fp32
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, **dict.fromkeys(QUANTIZED, torch.float32)}
 _NUMPY = {name: np.dtype(ml_dtypes.bfloat16 if name == "bf16" else str(kind)[6:]) for name, kind in _TORCH.items()}
 
 
@@ -26,8 +27,9 @@ _NUMPY = {name: np.dtype(ml_dtypes.bfloat16 if name == "bf16" else str(kind)[6:]
 class GraphOptions:
     """How the graphs are written.
 
-    precision: "fp32", "fp16" or "bf16", weights and activations; "int8": products row by row in bytes (see `graph.quantize`)
-    draft_precision: the same for the draft graph
+    precision: "fp32", "fp16" or "bf16", weights and activations; "int8", "int4": products row by row (see
+        `graph.quantize`)
+    draft_precision: the same for the draft graph, which is never int4
     bitwise: make every sum that depends on where a token sits exact (see `graph.attention`)
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
     draft_vocab: how many tokens the head may propose; None for all
@@ -46,9 +48,9 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     model = target.build_meta(checkpoint.config, _TORCH[options.precision])
     # a tied or wrapped parameter has several names; the first one is the checkpoint's
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    buffers = target.computed_buffers(model)
+    buffers, projection = target.computed_buffers(model), model.get_output_embeddings().weight  # type: ignore[operator]
     form: target.Form = "bitwise" if options.bitwise else "numerical"
-    if options.precision == "int8":
+    if options.precision in QUANTIZED:
         form = "operator"  # exact, and the fastest
     traced = target.trace(model, options.opset, form)
     dtype = _NUMPY[options.precision]
@@ -59,7 +61,9 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
     passes.bind(traced, weights)
-    _prepare(traced, "target", [tree_attention.function(options.opset)], metadata, options.precision, options.opset)
+    # the projection to logits decides between tokens that are nearly tied: it stays in bytes
+    in_bytes = {f"model.{name}" for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is projection}
+    _prepare(traced, "target", [tree_attention.function(options.opset)], metadata, options.precision, options.opset, in_bytes)
     return traced
 
 
@@ -161,13 +165,19 @@ def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
 
 
 def _prepare(
-    traced: Any, name: str, functions: list[onnx.FunctionProto], metadata: Mapping[str, str], precision: str, opset: int
+    traced: Any,
+    name: str,
+    functions: list[onnx.FunctionProto],
+    metadata: Mapping[str, str],
+    precision: str,
+    opset: int,
+    in_bytes: Collection[str] = (),
 ) -> None:
     passes.simplify(traced)
     passes.fuse_projections(traced)
-    if precision == "int8":
+    if precision in QUANTIZED:
         fuse.fuse_layers(traced)
-        quantize.quantize_products(traced)
+        quantize.quantize_products(traced, precision, in_bytes)
         functions = [*functions, *quantize.functions(opset), *fuse.functions(opset)]
     # bodies of operators that the graph has; passes may have replaced some
     used = {node.op_type for node in traced.graph}

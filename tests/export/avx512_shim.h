@@ -88,6 +88,17 @@ inline F same(F x) { return x; }
 inline I setzero_si512() { return I{}; }
 inline I set1_epi32(int32_t x) { return each<I>([&](int) { return x; }); }
 inline I loadu_si512(const void* p) { return read<I>(p); }
+inline I set1_epi8(int8_t x) { return set1_epi32(0x01010101 * static_cast<uint8_t>(x)); }
+inline I and_si512(I x, I y) { return each<I>([&](int n) { return x.at[n] & y.at[n]; }); }
+inline I srli_epi16(I x, int count) {
+  return each<I>([&](int n) { return static_cast<uint32_t>(x.at[n]) >> count & 0x00010001u * (0xFFFFu >> count); });
+}
+inline F cvtph_ps(__m256i x) {
+  F result;
+  _mm256_storeu_ps(result.at, _mm256_cvtph_ps(_mm256_castsi256_si128(x)));
+  _mm256_storeu_ps(result.at + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
+  return result;
+}
 inline I add_epi32(I x, I y) { return each<I>([&](int n) { return x.at[n] + y.at[n]; }); }
 inline I sub_epi32(I x, I y) { return each<I>([&](int n) { return x.at[n] - y.at[n]; }); }
 inline int32_t reduce_add_epi32(I x) { return total(x); }
@@ -114,47 +125,91 @@ inline I dpbusd_epi32(I sum, I x, I y) {
 #define __m512d shim::F
 #define __m512i shim::I
 #define __mmask16 shim::Mask
-#undef _mm512_roundscale_ps
-#undef _mm512_shuffle_f32x4
-#undef _mm512_permute_ps
-#undef _mm512_cmp_ps_mask
+#undef _mm512_abs_ps
 #define _mm512_abs_ps shim::abs_ps
+#undef _mm512_add_epi32
 #define _mm512_add_epi32 shim::add_epi32
+#undef _mm512_add_ps
 #define _mm512_add_ps shim::add_ps
+#undef _mm512_and_si512
+#define _mm512_and_si512 shim::and_si512
+#undef _mm512_castpd_ps
 #define _mm512_castpd_ps shim::same
+#undef _mm512_castps_pd
 #define _mm512_castps_pd shim::same
+#undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask shim::cmp_ps_mask
+#undef _mm512_cmpeq_ps_mask
 #define _mm512_cmpeq_ps_mask shim::cmpeq_ps_mask
+#undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps shim::cvtepi32_ps
+#undef _mm512_cvtph_ps
+#define _mm512_cvtph_ps shim::cvtph_ps
+#undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 shim::cvtps_epi32
+#undef _mm512_cvtsepi32_epi8
 #define _mm512_cvtsepi32_epi8 shim::cvtsepi32_epi8
+#undef _mm512_div_ps
 #define _mm512_div_ps shim::div_ps
-#define _mm512_fmadd_ps shim::fmadd_ps
-#define _mm512_fnmadd_ps shim::fnmadd_ps
-#define _mm512_loadu_ps shim::loadu_ps
-#define _mm512_loadu_si512 shim::loadu_si512
-#define _mm512_mask_loadu_ps shim::mask_loadu_ps
-#define _mm512_mask_storeu_ps shim::mask_storeu_ps
-#define _mm512_mask_sub_ps shim::mask_sub_ps
-#define _mm512_maskz_mov_ps shim::maskz_mov_ps
-#define _mm512_max_ps shim::max_ps
-#define _mm512_min_ps shim::min_ps
-#define _mm512_mul_ps shim::mul_ps
-#define _mm512_permute_ps shim::permute_ps
-#define _mm512_reduce_add_epi32 shim::reduce_add_epi32
-#define _mm512_reduce_add_ps shim::reduce_add_ps
-#define _mm512_reduce_max_ps shim::reduce_max_ps
-#define _mm512_roundscale_ps shim::roundscale_ps
-#define _mm512_scalef_ps shim::scalef_ps
-#define _mm512_set1_epi32 shim::set1_epi32
-#define _mm512_set1_ps shim::set1_ps
-#define _mm512_setzero_si512 shim::setzero_si512
-#define _mm512_shuffle_f32x4 shim::shuffle_f32x4
-#define _mm512_storeu_ps shim::storeu_ps
-#define _mm512_sub_epi32 shim::sub_epi32
-#define _mm512_sub_ps shim::sub_ps
-#define _mm512_unpackhi_pd shim::unpackhi_pd
-#define _mm512_unpackhi_ps shim::unpackhi_ps
-#define _mm512_unpacklo_pd shim::unpacklo_pd
-#define _mm512_unpacklo_ps shim::unpacklo_ps
+#undef _mm512_dpbusd_epi32
 #define _mm512_dpbusd_epi32 shim::dpbusd_epi32
+#undef _mm512_fmadd_ps
+#define _mm512_fmadd_ps shim::fmadd_ps
+#undef _mm512_fnmadd_ps
+#define _mm512_fnmadd_ps shim::fnmadd_ps
+#undef _mm512_loadu_ps
+#define _mm512_loadu_ps shim::loadu_ps
+#undef _mm512_loadu_si512
+#define _mm512_loadu_si512 shim::loadu_si512
+#undef _mm512_mask_loadu_ps
+#define _mm512_mask_loadu_ps shim::mask_loadu_ps
+#undef _mm512_mask_storeu_ps
+#define _mm512_mask_storeu_ps shim::mask_storeu_ps
+#undef _mm512_mask_sub_ps
+#define _mm512_mask_sub_ps shim::mask_sub_ps
+#undef _mm512_maskz_mov_ps
+#define _mm512_maskz_mov_ps shim::maskz_mov_ps
+#undef _mm512_max_ps
+#define _mm512_max_ps shim::max_ps
+#undef _mm512_min_ps
+#define _mm512_min_ps shim::min_ps
+#undef _mm512_mul_ps
+#define _mm512_mul_ps shim::mul_ps
+#undef _mm512_permute_ps
+#define _mm512_permute_ps shim::permute_ps
+#undef _mm512_reduce_add_epi32
+#define _mm512_reduce_add_epi32 shim::reduce_add_epi32
+#undef _mm512_reduce_add_ps
+#define _mm512_reduce_add_ps shim::reduce_add_ps
+#undef _mm512_reduce_max_ps
+#define _mm512_reduce_max_ps shim::reduce_max_ps
+#undef _mm512_roundscale_ps
+#define _mm512_roundscale_ps shim::roundscale_ps
+#undef _mm512_scalef_ps
+#define _mm512_scalef_ps shim::scalef_ps
+#undef _mm512_set1_epi32
+#define _mm512_set1_epi32 shim::set1_epi32
+#undef _mm512_set1_epi8
+#define _mm512_set1_epi8 shim::set1_epi8
+#undef _mm512_set1_ps
+#define _mm512_set1_ps shim::set1_ps
+#undef _mm512_setzero_si512
+#define _mm512_setzero_si512 shim::setzero_si512
+#undef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 shim::shuffle_f32x4
+#undef _mm512_srli_epi16
+#define _mm512_srli_epi16 shim::srli_epi16
+#undef _mm512_storeu_ps
+#define _mm512_storeu_ps shim::storeu_ps
+#undef _mm512_sub_epi32
+#define _mm512_sub_epi32 shim::sub_epi32
+#undef _mm512_sub_ps
+#define _mm512_sub_ps shim::sub_ps
+#undef _mm512_unpackhi_pd
+#define _mm512_unpackhi_pd shim::unpackhi_pd
+#undef _mm512_unpackhi_ps
+#define _mm512_unpackhi_ps shim::unpackhi_ps
+#undef _mm512_unpacklo_pd
+#define _mm512_unpacklo_pd shim::unpacklo_pd
+#undef _mm512_unpacklo_ps
+#define _mm512_unpacklo_ps shim::unpacklo_ps

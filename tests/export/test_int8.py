@@ -11,7 +11,7 @@ import pytest
 import tiny
 from answers import plain, run
 from jakiro_export.graph import quantize
-from jakiro_export.graph.quantize import Channels, ChannelScales
+from jakiro_export.graph.int8 import Channels, ChannelScales
 from jakiro_export.weights import Array
 from jakiro_runtime import Engine, Sampling
 from jakiro_runtime.backend import onnxruntime as onnxruntime_backend

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from answers import plain
-from jakiro_export.graph import fuse, quantize, selection, tree_attention
+from jakiro_export.graph import fuse, int4, int8, quantize, selection, tree_attention
+from jakiro_export.weights import Array
 from jakiro_runtime import Engine, kernels
 from jakiro_runtime.backend import onnxruntime as backend
 
@@ -56,16 +58,16 @@ def session(
     library: Path | None,
     threads: int = 2,
     body: onnx.FunctionProto | None = None,
-    constant: str | None = None,
+    constants: Sequence[str] = (),
     **attributes: float,
 ) -> ort.InferenceSession:
     """A graph of one operator with its body, run by the kernels where `library` is given.
 
-    constant: an input to write into it
+    constants: inputs to write into it
     """
     body = body or BODIES[name]
     node = helper.make_node(name, list(inputs), list(body.output), domain="jakiro", **attributes)
-    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items() if key != constant}
+    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in inputs.items() if key not in constants}
     integers = {"index", "proposed", "parents", "tree_tokens", "tree_parents", "best_token"}
     results = {each: TensorProto.INT64 if each in integers else TensorProto.FLOAT for each in body.output}
     graph = helper.make_graph(
@@ -73,7 +75,7 @@ def session(
         name,
         [helper.make_tensor_value_info(key, kind, [None] * inputs[key].ndim) for key, kind in kinds.items()],
         [helper.make_tensor_value_info(output, kind, None) for output, kind in results.items()],
-        [onnx.numpy_helper.from_array(inputs[constant], constant)] if constant else [],
+        [onnx.numpy_helper.from_array(inputs[each], each) for each in constants],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("jakiro", 1)]
     model = helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10)
@@ -89,11 +91,20 @@ def product(rows: int, wide: int = 192, out: int = 80, gain: bool = False, resid
     weight = random.integers(1, 256, (out // 16, wide // 4, 16, 4)).astype(np.uint8)
     x = random.standard_normal((1, rows, wide)).astype(np.float32)
     x[0, :, 5] *= 50  # an entry far larger than the rest
-    rotation = quantize.hadamard(quantize.block_of(wide))
+    rotation = int8.hadamard(int8.block_of(wide))
     more = {"gain": random.random(wide).astype(np.float32)} if gain else {}
     if residual:
         more["residual"] = random.standard_normal((1, rows, out)).astype(np.float32)
     return {"x": x, "rotation": rotation, "weight": weight, "scales": random.random(out).astype(np.float32) / 100, **more}
+
+
+def small(rows: int, wide: int = 192, out: int = 80, gain: bool = False, residual: bool = False) -> Arrays:
+    """As `product`, with weights of four bits."""
+    given = product(rows, wide, out, gain, residual)
+    matrix = np.random.default_rng(1).standard_normal((out, wide)).astype(np.float32)
+    weights = zip(("weight", "scales", "least"), int4.initializers(Array(matrix), "").values(), strict=True)
+    left = {name: given[name] for name in ("gain", "residual") if name in given}
+    return {"x": given["x"], **{name: np.concatenate(list(weight.panels())) for name, weight in weights}, **left}
 
 
 def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> Arrays:
@@ -135,6 +146,11 @@ CALLS = [
     *[("NormRowInt8MatMul", product(rows, gain=True)) for rows in (2, 14)],
     *[("SwiGluRowInt8MatMul", {**product(rows), "x": product(rows, 384)["x"]}) for rows in (3, 24)],
     ("SwiGluRowInt8MatMulAdd", {**product(9, residual=True), "x": product(9, 384)["x"]}),
+    *[("RowInt4MatMul", small(rows, wide)) for rows, wide in ((1, 192), (7, 32), (33, 576))],
+    ("RowInt4MatMulAdd", small(13, residual=True)),
+    *[("NormRowInt4MatMul", small(rows, gain=True)) for rows in (2, 14)],
+    *[("SwiGluRowInt4MatMul", {**small(rows), "x": product(rows, 384)["x"]}) for rows in (3, 24)],
+    ("SwiGluRowInt4MatMulAdd", {**small(9, residual=True), "x": product(9, 384)["x"]}),
     *[("TreeAttention", attention(rows, past, 128, dim)) for rows, past, dim in ((1, 100, 64), (9, 77, 16), (40, 0, 8))],
     ("SplitHeads", {
         "qkv": np.random.default_rng(0).standard_normal((2, 3, 10 * 16)).astype(np.float32),
@@ -162,7 +178,11 @@ CALLS = [
 
 @pytest.mark.parametrize(("name", "inputs"), CALLS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(CALLS)])
 def test_a_kernel_computes_what_its_body_does(library: Path, name: str, inputs: Arrays) -> None:
-    attributes = {"TreeAttention": {"scaling": 0.3}, "NormRowInt8MatMul": {"epsilon": 1e-3}}.get(name, {})
+    attributes = {
+        "TreeAttention": {"scaling": 0.3},
+        "NormRowInt8MatMul": {"epsilon": 1e-3},
+        "NormRowInt4MatMul": {"epsilon": 1e-3},
+    }.get(name, {})
     expected = session(name, inputs, None, **attributes).run(None, inputs)
     found = session(name, inputs, library, **attributes).run(None, inputs)
     for ours, theirs in zip(found, expected, strict=True):
@@ -182,23 +202,27 @@ def test_the_kernel_is_what_runs(library: Path, name: str) -> None:
     assert not np.allclose(session(name, inputs, None, body=wrong).run(None, inputs)[0], right, atol=0.1)
 
 
-@pytest.mark.parametrize("wide", [48, 192, 576])
-def test_a_rows_product_is_its_own(library: Path, wide: int) -> None:
-    inputs = product(37, wide)
-    together = session("RowInt8MatMul", inputs, library).run(None, inputs)[0]
+@pytest.mark.parametrize(
+    ("name", "wide"), [("RowInt8MatMul", 48), ("RowInt8MatMul", 576), ("RowInt4MatMul", 64), ("RowInt4MatMul", 576)]
+)
+def test_a_rows_product_is_its_own(library: Path, name: str, wide: int) -> None:
+    inputs = (product if name == "RowInt8MatMul" else small)(37, wide)
+    together = session(name, inputs, library).run(None, inputs)[0]
     for threads in (1, 3):
-        run = session("RowInt8MatMul", inputs, library, threads)
+        run = session(name, inputs, library, threads)
         for first, count in ((0, 1), (1, 2), (3, 8), (11, 26)):
             some = {**inputs, "x": inputs["x"][:, first : first + count]}
             assert np.array_equal(run.run(None, some)[0], together[:, first : first + count])
 
 
-def test_a_constant_weight_is_kept_by_the_kernel(library: Path) -> None:
+@pytest.mark.parametrize("name", ["RowInt8MatMul", "RowInt4MatMul"])
+def test_constant_weights_are_kept_by_the_kernel(library: Path, name: str) -> None:
     """Its copy is read, not the graph's: the result is the same, also after another session is gone."""
-    inputs = product(5)
-    given = {name: value for name, value in inputs.items() if name != "weight"}
-    expected = session("RowInt8MatMul", inputs, library).run(None, inputs)[0]
-    many = [session("RowInt8MatMul", inputs, library, constant="weight") for _ in range(3)]
+    inputs = (product if name == "RowInt8MatMul" else small)(5)
+    given = {"x": inputs["x"]}
+    constants = [each for each in inputs if each != "x"]
+    expected = session(name, inputs, library).run(None, inputs)[0]
+    many = [session(name, inputs, library, constants=constants) for _ in range(3)]
     del many[0]  # one goes, the others' copies stay
     assert all(np.array_equal(each.run(None, given)[0], expected) for each in many)
 
@@ -210,7 +234,7 @@ def test_rotation_tames_an_outlier(library: Path) -> None:
     errors = []
     for block in (64, 1):
         weight = np.random.default_rng(1).standard_normal((80, wide)).astype(np.float32)
-        rotation = quantize.hadamard(block)
+        rotation = int8.hadamard(block)
         turned = (weight.reshape(-1, block) @ rotation).reshape(weight.shape)
         scales = np.abs(turned).max(1) / 127
         stored = (np.rint(turned / scales[:, None]) + 128).astype(np.uint8)

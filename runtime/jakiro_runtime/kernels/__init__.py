@@ -1,7 +1,7 @@
 """The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this processor, and kept in the user's cache.
 
-They replace the bodies of operators that an int8 engine is written with. Without them (no AVX2, no compiler, or JAKIRO_KERNELS=0)
-ONNX Runtime runs those bodies: the same contract, slower.
+They replace the bodies of operators that an int8 or int4 engine is written with. Without them (no AVX2, no compiler, or
+JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same contract, slower.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 _SECONDS = 120
-_INSTRUCTIONS = {"avx2", "fma"}  # with AVX-512 VNNI they take other forms: vector.h, tile.h
+_INSTRUCTIONS = {"avx2", "fma", "f16c"}  # with AVX-512 VNNI they take other forms: vector.h, ints.h, int8.h, int4.h
 
 
 def needed(graph: Path) -> bool:
     """Whether an ONNX file, its weights beside it, has operators that a kernel can replace."""
-    return graph.is_file() and b"RowInt8MatMul" in graph.read_bytes()
+    return graph.is_file() and b"RowInt" in graph.read_bytes()
 
 
 @cache

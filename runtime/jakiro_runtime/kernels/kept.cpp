@@ -48,7 +48,7 @@ Kept keep(const void* data, size_t bytes) {
   char* place = region->free;
   std::memcpy(place, data, bytes);
   region->free += room;
-  return {place, region};
+  return {place, bytes, region};
 }
 
 }  // namespace jakiro

@@ -9,6 +9,7 @@ namespace jakiro {
 
 struct Kept {
   const void* data = nullptr;
+  size_t bytes = 0;
   std::shared_ptr<void> owner;  // memory shared by several weights; goes with the last of them
 };
 

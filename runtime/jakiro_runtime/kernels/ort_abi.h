@@ -31,6 +31,7 @@ enum Place : int {
   kKernelInfoGetAttributeFloat = 85,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
+  kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
   kKernelInfoGetConstantInput = 249,
   kKernelContextParallelFor = 274,
@@ -50,7 +51,7 @@ struct ApiBase {
   const char* (*version)();
 };
 
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9, kDouble = 11 };
+enum ElementType : int { kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9, kHalf = 10, kDouble = 11 };
 
 // An operator's description; every callback of the table has its place, used or not.
 struct CustomOp {

@@ -20,7 +20,7 @@ struct Operator {
   const char* name;
   ort::Status* (*run)(const Call&);
   const char* attribute;  // its one number; nullptr where it has none
-  int weight;             // the input to keep in large pages; -1: none
+  jakiro::Kept (*keep)(const jakiro::Constants&);  // its weights; nullptr where it has none
   ort::ElementType inputs[8];
   size_t input_count;
   ort::ElementType outputs[3];
@@ -52,16 +52,9 @@ ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelIn
     using Get = ort::Status*(const ort::KernelInfo*, const char*, float*);
     if (auto* status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, op->attribute, &kernel->attribute)) return status;
   }
-  if (op->weight >= 0) {
-    int constant = 0;
-    const ort::Value* value = nullptr;
-    using Get = ort::Status*(const ort::KernelInfo*, size_t, int*, const ort::Value**);
-    if (auto* status = api->at<Get>(ort::kKernelInfoGetConstantInput)(info, op->weight, &constant, &value)) return status;
-    if (constant) {
-      const jakiro::Tensor weight = jakiro::tensor_of(api, value);
-      kernel->weight = jakiro::keep(weight.data, weight.count());  // bytes
-      *op->kept += weight.count();
-    }
+  if (op->keep != nullptr) {
+    kernel->weight = op->keep(jakiro::Constants(api, info));
+    *op->kept += kernel->weight.bytes;
   }
   *made = kernel.release();
   return nullptr;
@@ -97,22 +90,42 @@ ort::CustomOp table() {
 using jakiro::Before;
 using jakiro::row_product;
 
-constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8, kI = ort::kInt64;
+using jakiro::Int4;
+using jakiro::Int8;
+
+constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8, kI = ort::kInt64, kH = ort::kHalf;
+
+// A product's forms: what comes before it, and whether something is added behind it.
+template <typename Format, Before kBefore, bool kAdd>
+Operator product(const char* name, ort::ElementType first, ort::ElementType second, ort::ElementType third) {
+  constexpr bool kMore = kAdd || kBefore == Before::kNorm;
+  const char* attribute = kBefore == Before::kNorm ? "epsilon" : nullptr;
+  return {table(), name, row_product<Format, kBefore, kAdd>, attribute, Format::keep, {kF, first, second, third, kF}, 4 + kMore, {kF}, 1};
+}
+template <Before kBefore, bool kAdd>
+Operator int8_product(const char* name) { return product<Int8, kBefore, kAdd>(name, kF, kB, kF); }
+template <Before kBefore, bool kAdd>
+Operator int4_product(const char* name) { return product<Int4, kBefore, kAdd>(name, kB, kH, kH); }
 
 const Operator kOperators[] = {
-    {table(), "RowInt8MatMul", row_product<Before::kNothing, false>, nullptr, 2, {kF, kF, kB, kF}, 4, {kF}, 1},
-    {table(), "RowInt8MatMulAdd", row_product<Before::kNothing, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
-    {table(), "NormRowInt8MatMul", row_product<Before::kNorm, false>, "epsilon", 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
-    {table(), "SwiGluRowInt8MatMul", row_product<Before::kSwiGlu, false>, nullptr, 2, {kF, kF, kB, kF}, 4, {kF}, 1},
-    {table(), "SwiGluRowInt8MatMulAdd", row_product<Before::kSwiGlu, true>, nullptr, 2, {kF, kF, kB, kF, kF}, 5, {kF}, 1},
-    {table(), "TreeAttention", jakiro::tree_attention, "scaling", -1, {kF, kF, kF, kF, kF, kI, ort::kBool}, 7, {kF}, 1},
-    {table(), "SplitHeads", jakiro::split_heads, nullptr, -1, {kF, kF, kF, kI}, 4, {kF, kF, kF}, 3},
-    {table(), "SwiGlu", jakiro::swiglu, nullptr, -1, {kF}, 1, {kF}, 1},
-    {table(), "BestToken", jakiro::best_token, nullptr, -1, {kF}, 1, {kI}, 1},
-    {table(), "Candidates", jakiro::candidates, nullptr, -1, {kF, kI}, 2, {kF, kI}, 2},
-    {table(), "Propose", jakiro::propose, nullptr, -1, {kF, kF, kI, kI}, 4, {kF, kI, kI}, 3},
-    {table(), "BestNodes", jakiro::best_nodes, nullptr, -1, {kF, kI, kI, kI}, 4, {kI, kI, kF}, 3},
-    {table(), "MixExperts", jakiro::mix_experts, nullptr, -1, {kF, kF, kF}, 3, {kF, kF}, 2},
+    int8_product<Before::kNothing, false>("RowInt8MatMul"),
+    int8_product<Before::kNothing, true>("RowInt8MatMulAdd"),
+    int8_product<Before::kNorm, false>("NormRowInt8MatMul"),
+    int8_product<Before::kSwiGlu, false>("SwiGluRowInt8MatMul"),
+    int8_product<Before::kSwiGlu, true>("SwiGluRowInt8MatMulAdd"),
+    int4_product<Before::kNothing, false>("RowInt4MatMul"),
+    int4_product<Before::kNothing, true>("RowInt4MatMulAdd"),
+    int4_product<Before::kNorm, false>("NormRowInt4MatMul"),
+    int4_product<Before::kSwiGlu, false>("SwiGluRowInt4MatMul"),
+    int4_product<Before::kSwiGlu, true>("SwiGluRowInt4MatMulAdd"),
+    {table(), "TreeAttention", jakiro::tree_attention, "scaling", nullptr, {kF, kF, kF, kF, kF, kI, ort::kBool}, 7, {kF}, 1},
+    {table(), "SplitHeads", jakiro::split_heads, nullptr, nullptr, {kF, kF, kF, kI}, 4, {kF, kF, kF}, 3},
+    {table(), "SwiGlu", jakiro::swiglu, nullptr, nullptr, {kF}, 1, {kF}, 1},
+    {table(), "BestToken", jakiro::best_token, nullptr, nullptr, {kF}, 1, {kI}, 1},
+    {table(), "Candidates", jakiro::candidates, nullptr, nullptr, {kF, kI}, 2, {kF, kI}, 2},
+    {table(), "Propose", jakiro::propose, nullptr, nullptr, {kF, kF, kI, kI}, 4, {kF, kI, kI}, 3},
+    {table(), "BestNodes", jakiro::best_nodes, nullptr, nullptr, {kF, kI, kI, kI}, 4, {kI, kI, kF}, 3},
+    {table(), "MixExperts", jakiro::mix_experts, nullptr, nullptr, {kF, kF, kF}, 3, {kF, kF}, 2},
 };
 
 constexpr size_t kCount = sizeof kOperators / sizeof *kOperators;

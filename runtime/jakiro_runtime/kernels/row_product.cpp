@@ -1,15 +1,15 @@
-// RowInt8MatMul: rows rotated, quantised to bytes one by one, multiplied by weights in bytes; and what commonly stands around it.
+// RowInt8MatMul, RowInt4MatMul: rows quantised one by one, times weights in bytes or less; and what commonly stands around it.
 //
-//     RowInt8MatMul(x [..., in], rotation [block, block], weight [out / 16, in / 4, 16, 4], scales [out]) -> [..., out]
-//     RowInt8MatMulAdd(x, rotation, weight, scales, residual [..., out])     adds the residual
-//     NormRowInt8MatMul(x, rotation, weight, scales, gain [in])              rows go through RMSNormalization first
-//     SwiGluRowInt8MatMul(both [..., 2 in], rotation, weight, scales)        rows go through SwiGlu first
-//     SwiGluRowInt8MatMulAdd(both, rotation, weight, scales, residual)
+//     RowInt8MatMul(x [..., in], rotation [block, block], weight, scales) -> [..., out]      int8.h
+//     RowInt4MatMul(x [..., in], weight, scales, least) -> [..., out]                        int4.h
+//     ...MatMulAdd(..., residual [..., out])     adds the residual
+//     NormRow...MatMul(..., gain [in])           rows go through RMSNormalization first
+//     SwiGluRow...MatMul(both [..., 2 in], ...)  rows go through SwiGlu first
+//     SwiGluRow...MatMulAdd(both, ..., residual)
 //
-// `rotation` is the normalised Hadamard matrix, applied to each `block` entries of a row here by its fast transform. Weights are
-// unsigned bytes around 128, rows signed bytes; their sums are integers and exact, so that a row's result depends on nothing but
-// the row. Each weight is loaded once for the rows of a pass, in the order it lies in memory (tile.h). With few rows the weights'
-// bytes are the cost.
+// `rotation` is the normalised Hadamard matrix, applied to each `block` entries of a row here by its fast transform. A row's result
+// depends on nothing but the row: its integer sums are exact, and other sums have an order of their own. Each weight is loaded once for
+// the rows of a pass, in the order it lies in memory. With few rows the weights' bytes are the cost.
 #include "row_product.h"
 
 #include <algorithm>
@@ -20,7 +20,6 @@
 #include <utility>
 
 #include "layers.h"
-#include "tile.h"
 
 namespace jakiro {
 namespace {
@@ -53,54 +52,58 @@ void rotate(float* x, int64_t block) {
   for (int64_t n = 0; n < block; ++n) x[n] *= scale;
 }
 
-// Rows go through a block in passes of alike size.
-int64_t passes_for(int64_t count) { return (count + kMost - 1) / kMost; }
+// Rows go through a block in passes of alike size. Pass `n` begins at row first(n).
+template <typename Format>
+struct Passes {
+  int64_t rows, count;
+  explicit Passes(int64_t rows) : rows(rows), count((rows + Format::kMost - 1) / Format::kMost) {}
+  int64_t first(int64_t pass) const { return rows * pass / count; }
+  int64_t of(int64_t row) const { return ((row + 1) * count - 1) / rows; }
+};
 
-template <bool kStreams>
+template <typename Format, bool kStreams>
 struct Product {
-  const uint8_t* weight;
-  const float *scales, *residual;
-  const Rows* rows;
-  int64_t in, out;
+  const Format& format;
+  const typename Format::Rows& rows;
+  const float* residual;
   float* result;
 
   template <int kRows, int kWide>
   void some(int64_t first, int64_t block, const uint8_t* next, int64_t fetch) const {
-    Ints sums[kRows][kWide];
-    const int64_t quads = in / kSide;
-    multiply_blocks<kRows, kWide, kStreams>(weight + block * quads * 64, rows->entries.data() + first * in, quads, next, fetch, sums);
-    for (int b = 0; b < kWide; ++b) {
-      const Floats scale = load(scales + (block + b) * kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t at = (first + r) * out + (block + b) * kLanes;
-        Floats y = floats_of(sums[r][b], rows->offsets[first + r]) * all(rows->scales[first + r]) * scale;
-        if (residual != nullptr) y = y + load(residual + at);
-        store(result + at, y);
+    Floats y[kRows][kWide];
+    format.template multiply<kRows, kWide, kStreams>(rows, first, block, next, fetch, y);
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kWide; ++b) {
+        const int64_t at = (first + r) * format.out() + (block + b) * kLanes;
+        if (residual != nullptr) y[r][b] = y[r][b] + load(residual + at);
+        store(result + at, y[r][b]);
       }
     }
   }
 
-  // kWide blocks for `count` rows. One pass of one block fetches a little ahead of itself; otherwise each pass fetches its part of
-  // the blocks that come after these.
+  // kWide blocks for all rows. One pass of one block fetches a little ahead of itself; otherwise each pass fetches its part of the
+  // blocks that come after these.
   template <int kWide>
-  void every_row(int64_t count, int64_t block) const {
-    const int64_t bytes = in / kSide * 64, passes = passes_for(count);
-    const uint8_t* start = weight + block * bytes;
-    if (kWide == 1 && passes == 1) return (this->*kPasses<1>[count - 1])(0, block, start + std::min(bytes, kAhead), bytes);
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      const int64_t first = count * pass / passes, last = count * (pass + 1) / passes, lines = kWide * bytes / 64;
-      const int64_t from = lines * pass / passes * 64, to = lines * (pass + 1) / passes * 64;
-      (this->*kPasses<kWide>[last - first - 1])(first, block, start + kWide * bytes + from, to - from);
+  void every_row(const Passes<Format>& passes, int64_t block) const {
+    const int64_t bytes = format.block_bytes();
+    if (kWide == 1 && passes.count == 1) {
+      return (this->*kPasses<1>[passes.rows - 1])(0, block, format.block(block) + std::min(bytes, kAhead), bytes);
+    }
+    const uint8_t* next = format.block(block + kWide);
+    for (int64_t pass = 0; pass < passes.count; ++pass) {
+      const int64_t first = passes.first(pass), lines = kWide * bytes / 64;
+      const int64_t from = lines * pass / passes.count * 64, to = lines * (pass + 1) / passes.count * 64;
+      (this->*kPasses<kWide>[passes.first(pass + 1) - first - 1])(first, block, next + from, to - from);
     }
   }
 
   using Pass = void (Product::*)(int64_t, int64_t, const uint8_t*, int64_t) const;
   template <int kWide, size_t... kCounts>
-  static constexpr std::array<Pass, kMost> passes_of(std::index_sequence<kCounts...>) {
-    return {&Product::some<static_cast<int>(kCounts) + 1, kWide>...};
+  static constexpr std::array<Pass, Format::kMost> passes_of(std::index_sequence<kCounts...>) {
+    return {&Product::template some<static_cast<int>(kCounts) + 1, kWide>...};
   }
   template <int kWide>
-  static constexpr std::array<Pass, kMost> kPasses = passes_of<kWide>(std::make_index_sequence<kMost>());
+  static constexpr std::array<Pass, Format::kMost> kPasses = passes_of<kWide>(std::make_index_sequence<Format::kMost>());
 };
 
 float largest_of(const float* x, int64_t count) {
@@ -110,31 +113,6 @@ float largest_of(const float* x, int64_t count) {
   float largest = largest_of(most);
   for (; n < count; ++n) largest = std::max(largest, std::fabs(x[n]));
   return largest;
-}
-
-// A row rotated in place, then as whole numbers.
-void quantise(float* scratch, int64_t in, int64_t block, Entry* entries, float* scale, int32_t* offset) {
-  for (int64_t start = 0; start < in; start += block) rotate(scratch + start, block);
-  const float largest = largest_of(scratch, in);
-  *scale = largest / 127.0f;
-  const float steps = 127.0f / largest;
-  Ints sums = nothing();
-  int64_t n = 0;
-  for (; n + kLanes <= in; n += kLanes) {
-    const Ints each = rounded(load(scratch + n) * all(steps));
-    sums = sums + each;
-    store_entries(entries + n, each);
-  }
-  int32_t sum = sum_of(sums);
-  for (; n < in; n += kSide) {
-    Entry four[kSide];
-    for (int64_t k = 0; k < kSide; ++k) {
-      four[kPlace[k]] = static_cast<Entry>(std::nearbyint(scratch[n + k] * steps));
-      sum += four[kPlace[k]];
-    }
-    std::memcpy(entries + n, four, sizeof four);
-  }
-  *offset = 128 * sum;
 }
 
 // RMSNormalization of a row over all its entries.
@@ -148,31 +126,79 @@ void norm(const float* x, const float* gain, int64_t in, float epsilon, float* o
   for (n = 0; n < in; ++n) out[n] = x[n] * by * gain[n];
 }
 
+// Four entries at a time, beside those of the rows that go through the weights with this one.
+template <typename Entry>
+void lay(const Entry* from, int64_t in, int64_t many, Entry* to) {
+  for (int64_t n = 0; n < in; n += 4) std::memcpy(to + n * many, from + n, 4 * sizeof(Entry));
+}
+
 }  // namespace
 
-template <Before kBefore, bool kAdd>
-ort::Status* row_product(const Call& call) {
-  const Tensor x = call.input(0), rotation = call.input(1), weight = call.input(2), scales = call.input(3);
-  const Tensor last = kAdd || kBefore == Before::kNorm ? call.input(4) : Tensor{};
-  const int64_t given = x.dims[x.rank - 1], in = kBefore == Before::kSwiGlu ? given / 2 : given, block = rotation.dims[0];
-  const int64_t out = scales.dims[0], count = given ? x.count() / given : 0;
-  if (weight.rank != 4 || weight.dims[0] * kLanes != out || weight.dims[1] * kSide != in || in % block != 0) {
-    return call.fail("RowInt8MatMul: weight, scales and rows do not fit together");
+void Int8::quantise(float* row, int64_t first, int64_t place, int64_t many, Rows& rows) const {
+  for (int64_t start = 0; start < in_; start += turned_) rotate(row + start, turned_);
+  const float largest = largest_of(row, in_), steps = 127.0f / largest;
+  Entry* entries = reinterpret_cast<Entry*>(row);  // they take the place of floats that were read
+  Ints sums = nothing();
+  int64_t n = 0;
+  for (; n + kLanes <= in_; n += kLanes) {
+    const Ints each = rounded(load(row + n) * all(steps));
+    sums = sums + each;
+    store_entries(entries + n, each);
   }
-  if ((kAdd && last.count() != count * out) || (kBefore == Before::kNorm && last.count() != in)) {
-    return call.fail("RowInt8MatMul: what is added, or the norm's gain, does not fit the rows");
+  int32_t sum = sum_of(sums);
+  for (; n < in_; n += kSide) {
+    Entry four[kSide];
+    for (int64_t k = 0; k < kSide; ++k) {
+      four[kPlace[k]] = static_cast<Entry>(std::nearbyint(row[n + k] * steps));
+      sum += four[kPlace[k]];
+    }
+    std::memcpy(entries + n, four, sizeof four);
+  }
+  rows.scales[first + place] = largest / 127.0f;
+  rows.offsets[first + place] = 128 * sum;
+  lay(entries, in_, many, rows.entries.data() + first * in_ + place * kSide);
+}
+
+void Int4::quantise(float* row, int64_t first, int64_t place, int64_t many, Rows& rows) const {
+  Entry* entries = reinterpret_cast<Entry*>(row);
+  float* scales = rows.scales.data() + 2 * (first * (in_ / kGroup) + place);
+  for (int64_t n = 0; n < in_; n += kGroup, scales += 2 * many) {
+    const Floats a = load(row + n), b = load(row + n + kLanes);
+    const float largest = std::max(0x1p-100f, largest_of(larger(magnitude(a), magnitude(b))));
+    const Ints first_half = rounded(a * all(127.0f / largest)), second_half = rounded(b * all(127.0f / largest));
+    store_bytes(entries + n, first_half);
+    store_bytes(entries + n + kLanes, second_half);
+    scales[0] = largest / 127.0f;
+    scales[1] = scales[0] * static_cast<float>(sum_of(first_half + second_half));
+  }
+  lay(entries, in_, many, rows.entries.data() + first * in_ + place * kSide);
+}
+
+template <typename Format, Before kBefore, bool kAdd>
+ort::Status* row_product(const Call& call) {
+  const Tensor x = call.input(0), last = kAdd || kBefore == Before::kNorm ? call.input(Format::kInputs) : Tensor{};
+  const int64_t given = x.dims[x.rank - 1], in = kBefore == Before::kSwiGlu ? given / 2 : given, count = given ? x.count() / given : 0;
+  const Format format(call, in);
+  if (!format.fits()) return call.fail("a product of quantised rows: weights, scales and rows do not fit together");
+  if ((kAdd && last.count() != count * format.out()) || (kBefore == Before::kNorm && last.count() != in)) {
+    return call.fail("a product of quantised rows: what is added, or the norm's gain, does not fit the rows");
   }
   int64_t dims[8];
   std::memcpy(dims, x.dims, sizeof dims);
-  dims[x.rank - 1] = out;
+  dims[x.rank - 1] = format.out();
   float* result = static_cast<float*>(call.output(0, dims, x.rank));
   if (count == 0) return nullptr;
 
-  thread_local Rows rows;  // of the calling thread; its memory is kept from call to call
+  // of the calling thread; their memory is kept from call to call
+  thread_local typename Format::Rows of_thread;
+  thread_local std::vector<float> scratch_of_thread;
+  typename Format::Rows& rows = of_thread;
   rows.resize(count, in);
-  auto prepare = [&, rows = &rows](int64_t row) {
+  if (static_cast<int64_t>(scratch_of_thread.size()) < count * in) scratch_of_thread.resize(count * in);
+  const Passes<Format> passes(count);
+  auto prepare = [&, scratches = scratch_of_thread.data()](int64_t row) {
     const float* from = x.as<float>() + row * given;
-    float* scratch = rows->scratch.data() + row * in;
+    float* scratch = scratches + row * in;
     if constexpr (kBefore == Before::kNorm) {
       norm(from, last.as<float>(), in, call.attribute(), scratch);
     } else if constexpr (kBefore == Before::kSwiGlu) {
@@ -180,29 +206,23 @@ ort::Status* row_product(const Call& call) {
     } else {
       std::memcpy(scratch, from, in * sizeof(float));
     }
-    Entry* entries = reinterpret_cast<Entry*>(scratch);  // they take the place of floats that were read
-    quantise(scratch, in, block, entries, &rows->scales[row], &rows->offsets[row]);
-    // beside those of the rows that go through the weights with it
-    const int64_t passes = passes_for(count), pass = ((row + 1) * passes - 1) / count;
-    const int64_t first = count * pass / passes, many = count * (pass + 1) / passes - first;
-    Entry* to = rows->entries.data() + first * in + (row - first) * kSide;
-    for (int64_t n = 0; n < in; n += kSide) std::memcpy(to + n * many, entries + n, kSide * sizeof(Entry));
+    const int64_t pass = passes.of(row), first = passes.first(pass);
+    format.quantise(scratch, first, row - first, passes.first(pass + 1) - first, rows);
   };
-  const uint8_t* bytes = call.kept() ? static_cast<const uint8_t*>(call.kept()) : weight.as<uint8_t>();
   const float* residual = kAdd ? last.as<float>() : nullptr;
-  const Product<true> streaming{bytes, scales.as<float>(), residual, &rows, in, out, result};
-  const Product<false> staying{bytes, scales.as<float>(), residual, &rows, in, out, result};
+  const Product<Format, true> streaming{format, rows, residual, result};
+  const Product<Format, false> staying{format, rows, residual, result};
   // tasks large enough to be worth handing out, many enough to even out
-  const int64_t wide = count <= kFew ? 1 : kBlocks, blocks = out / kLanes;
+  const int64_t wide = count <= Format::kFew ? 1 : Format::kBlocks, blocks = format.out() / kLanes;
   const int64_t each = std::max<int64_t>(1, std::min(blocks / wide / 16, (1 << 18) / (in * kLanes * wide))) * wide;
   const int64_t parts = count * in <= kAlone ? 1 : std::min<int64_t>(count, 8), tasks = (blocks + each - 1) / each;
   auto multiply = [&](int64_t task, const auto& product) {
     const int64_t last = std::min<int64_t>(blocks, (task + 1) * each);
     for (int64_t block = task * each; block < last; block += wide) {
       if (wide == 1 || last - block == 1) {
-        product.template every_row<1>(count, block);
+        product.template every_row<1>(passes, block);
       } else {
-        product.template every_row<kBlocks>(count, block);
+        product.template every_row<Format::kBlocks>(passes, block);
       }
     }
   };
@@ -220,10 +240,15 @@ ort::Status* row_product(const Call& call) {
   return nullptr;
 }
 
-template ort::Status* row_product<Before::kNothing, false>(const Call& call);
-template ort::Status* row_product<Before::kNothing, true>(const Call& call);
-template ort::Status* row_product<Before::kNorm, false>(const Call& call);
-template ort::Status* row_product<Before::kSwiGlu, false>(const Call& call);
-template ort::Status* row_product<Before::kSwiGlu, true>(const Call& call);
+template ort::Status* row_product<Int8, Before::kNothing, false>(const Call& call);
+template ort::Status* row_product<Int8, Before::kNothing, true>(const Call& call);
+template ort::Status* row_product<Int8, Before::kNorm, false>(const Call& call);
+template ort::Status* row_product<Int8, Before::kSwiGlu, false>(const Call& call);
+template ort::Status* row_product<Int8, Before::kSwiGlu, true>(const Call& call);
+template ort::Status* row_product<Int4, Before::kNothing, false>(const Call& call);
+template ort::Status* row_product<Int4, Before::kNothing, true>(const Call& call);
+template ort::Status* row_product<Int4, Before::kNorm, false>(const Call& call);
+template ort::Status* row_product<Int4, Before::kSwiGlu, false>(const Call& call);
+template ort::Status* row_product<Int4, Before::kSwiGlu, true>(const Call& call);
 
 }  // namespace jakiro

@@ -41,9 +41,29 @@ inline Tensor tensor_of(const ort::Api* api, const ort::Value* value) {
   return tensor;
 }
 
+// What is constant of a node's inputs, when its kernel is made.
+class Constants {
+ public:
+  Constants(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
+
+  // No data where the input is not constant.
+  Tensor input(size_t index) const {
+    int constant = 0;
+    const ort::Value* value = nullptr;
+    using Get = ort::Status*(const ort::KernelInfo*, size_t, int*, const ort::Value**);
+    ort::Status* status = api_->at<Get>(ort::kKernelInfoGetConstantInput)(info_, index, &constant, &value);
+    if (status != nullptr) api_->at<void(ort::Status*)>(ort::kReleaseStatus)(status);
+    return status == nullptr && constant ? tensor_of(api_, value) : Tensor{};
+  }
+
+ private:
+  const ort::Api* api_;
+  const ort::KernelInfo* info_;
+};
+
 class Call {
  public:
-  // attribute: the node's one number; kept: the copy of its weight, nullptr where it has none; streams: the session's weights
+  // attribute: the node's one number; kept: its weights, in the order it reads them, or nullptr; streams: the session's weights
   // are more than the last cache holds
   Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept, bool streams)
       : api_(api), context_(context), attribute_(attribute), kept_(kept), streams_(streams) {}

@@ -55,6 +55,10 @@ inline Floats load_first(const float* p, int64_t count, Floats otherwise) {
 inline void store_first(float* p, int64_t count, Floats x) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
 inline Floats keep_first(Floats x, int64_t count) { return {_mm512_maskz_mov_ps(first_lanes(count), x.v)}; }
 
+inline Floats halves(const void* p) {  // in half precision
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+
 // 2^n times x, n whole
 inline Floats scaled(Floats x, Floats n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
@@ -187,6 +191,11 @@ inline Floats keep_first(Floats x, int64_t count) {
   if (count >= kLanes) return x;
   return {_mm256_and_ps(x.low, _mm256_castsi256_ps(first_lanes(count))),
           _mm256_and_ps(x.high, _mm256_castsi256_ps(first_lanes(count - 8)))};
+}
+
+inline Floats halves(const void* p) {  // in half precision
+  const __m128i* from = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from + 1))};
 }
 
 // 2^n times x, n whole, from -252 to 254: in two steps, each of which a float can hold

@@ -1,0 +1,187 @@
+// Weights of four bits, a scale and a least value for 32 inputs of an output, as GGUF's Q4_1 has them; rows in bytes, with a scale for
+// each 32 entries.
+//
+//     weight [out / 16, in / 32, 4, 16, 4]: two weights a byte; scales, least [out / 16, in / 32, 16]: half precision
+//
+// A weight is least + scale * n, n from 0 to 15. The bytes of 16 outputs and 4 inputs lie side by side, in the lower four bits those of
+// inputs 0 to 3, in the upper those of inputs 4 to 7 of every eight. Sums over 32 inputs are integers and exact, on AVX2 in 16 bits: 32
+// products of 15 times 127 in two lanes. The sums over groups are made in their order, so that a row's result is its own.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "ints.h"
+#include "kept.h"
+#include "tensor.h"
+
+namespace jakiro {
+
+class Int4 {
+ public:
+  static constexpr size_t kInputs = 4;  // x, weight, scales, least
+  static constexpr int kMost = JAKIRO_AVX512 ? 12 : 8, kBlocks = 1, kFew = 0;
+  using Entry = int8_t;
+
+  struct Rows {
+    std::vector<Entry> entries;  // for each pass [in / 4, its rows, 4]
+    std::vector<float> scales;   // for each pass [in / 32, its rows, 2]: the scale, and the scale times the sum of the entries
+
+    void resize(int64_t rows, int64_t in) {
+      if (static_cast<int64_t>(entries.size()) < rows * in) entries.resize(rows * in);
+      if (static_cast<int64_t>(scales.size()) < 2 * rows * (in / kGroup)) scales.resize(2 * rows * (in / kGroup));
+    }
+  };
+
+  Int4(const Call& call, int64_t in) : in_(in) {
+    const Tensor weight = call.input(1), scales = call.input(2), least = call.input(3);
+    fits_ = weight.rank == 5 && scales.rank == 3 && least.rank == 3 && weight.dims[1] * kGroup == in && in > 0;
+    for (size_t axis = 0; axis < 2; ++axis) fits_ = fits_ && weight.dims[axis] == scales.dims[axis] && weight.dims[axis] == least.dims[axis];
+    out_ = weight.dims[0] * kLanes;
+    if (call.kept() != nullptr || !fits_) {
+      blocks_ = static_cast<const uint8_t*>(call.kept());
+    } else {
+      packed_.resize(weight.count() / kNibbles * kTile);
+      pack(weight, scales, least, packed_.data());
+      blocks_ = packed_.data();
+    }
+  }
+  static Kept keep(const Constants& constants) {
+    const Tensor weight = constants.input(1), scales = constants.input(2), least = constants.input(3);
+    const int64_t groups = weight.rank == 5 ? weight.dims[0] * weight.dims[1] : 0;
+    const bool whole = weight.data && scales.data && least.data && weight.count() == groups * kNibbles &&
+                       scales.count() == groups * kLanes && least.count() == groups * kLanes;
+    if (!whole) return {};
+    std::vector<uint8_t> packed(groups * kTile);
+    pack(weight, scales, least, packed.data());
+    return jakiro::keep(packed.data(), packed.size());
+  }
+
+  bool fits() const { return fits_; }
+  int64_t out() const { return out_; }
+  int64_t block_bytes() const { return in_ / kGroup * kTile; }
+  const uint8_t* block(int64_t n) const { return blocks_ + n * block_bytes(); }
+
+  // As Int8's.
+  void quantise(float* row, int64_t first, int64_t place, int64_t many, Rows& rows) const;
+  template <int kRows, int kWide, bool kStreams>
+  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch, Floats (&result)[kRows][kWide]) const;
+
+ private:
+  static constexpr int64_t kSide = 4, kGroup = 32;
+  static constexpr int64_t kNibbles = kLanes * kGroup / 2, kTile = kNibbles + 4 * kLanes;  // bytes of a group: weights; scales and least too
+
+  // What is read together, side by side: the weights of a group, its scales, its least values.
+  static void pack(const Tensor& weight, const Tensor& scales, const Tensor& least, uint8_t* to) {
+    const int64_t groups = weight.count() / kNibbles;
+    for (int64_t n = 0; n < groups; ++n, to += kTile) {
+      std::memcpy(to, weight.as<uint8_t>() + n * kNibbles, kNibbles);
+      std::memcpy(to + kNibbles, scales.as<uint16_t>() + n * kLanes, 2 * kLanes);
+      std::memcpy(to + kNibbles + 2 * kLanes, least.as<uint16_t>() + n * kLanes, 2 * kLanes);
+    }
+  }
+
+  // A group of weights times the entries of kRows rows [8, kRows, 4], added to sums.
+  template <int kRows>
+  static void add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]);
+
+  bool fits_;
+  int64_t in_, out_ = 0;
+  const uint8_t* blocks_ = nullptr;
+  std::vector<uint8_t> packed_;
+};
+
+#if JAKIRO_AVX512
+
+template <int kRows>
+inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]) {
+  const __m512i four_bits = _mm512_set1_epi8(15);
+  Ints dots[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) dots[r] = nothing();
+#pragma GCC unroll 4
+  for (int pair = 0; pair < 4; ++pair) {
+    const __m512i both = _mm512_loadu_si512(tile + 64 * pair);
+    const __m512i low = _mm512_and_si512(both, four_bits), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), four_bits);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      int32_t x, y;
+      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
+      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
+      add_bytes(dots[r], low, _mm512_set1_epi32(x));
+      add_bytes(dots[r], high, _mm512_set1_epi32(y));
+    }
+  }
+  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = fused(floats_of(dots[r], 0), scale * all(scales[2 * r]), sums[r]);
+    sums[r] = fused(least, all(scales[2 * r + 1]), sums[r]);
+  }
+}
+
+#else
+
+// Eight outputs at a time: the sums of eight rows, the weights and a row's entries fit the registers.
+template <int kRows>
+inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]) {
+  const __m256i four_bits = _mm256_set1_epi8(15);
+  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
+  const auto add = [](__m256i& sum, __m256i product) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product)); };
+#pragma GCC unroll 1
+  for (int half = 0; half < 2; ++half) {
+    __m256i dots[kRows];  // two lanes of 16 bits for every output
+#pragma GCC unroll 4
+    for (int pair = 0; pair < 4; ++pair) {
+      asm volatile("" ::: "memory");  // or GCC keeps what it has read of the entries for the other half, and runs out of registers
+      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + 64 * pair + 32 * half));
+      const __m256i low = _mm256_and_si256(both, four_bits), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), four_bits);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        int32_t x, y;
+        std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
+        std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
+        const __m256i first = _mm256_maddubs_epi16(low, _mm256_set1_epi32(x));
+        if (pair == 0) {
+          dots[r] = first;
+        } else {
+          add(dots[r], first);
+        }
+        add(dots[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(y)));
+      }
+    }
+    const __m256 by = half ? scale.high : scale.low, more = half ? least.high : least.low;
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      __m256& sum = half ? sums[r].high : sums[r].low;
+      const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r], _mm256_set1_epi16(1)));
+      sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(by, _mm256_set1_ps(scales[2 * r])), sum);
+      sum = _mm256_fmadd_ps(more, _mm256_set1_ps(scales[2 * r + 1]), sum);
+    }
+  }
+}
+
+#endif
+
+template <int kRows, int kWide, bool kStreams>
+void Int4::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
+                    Floats (&result)[kRows][kWide]) const {
+  static_assert(kWide == 1, "one block is all that the registers hold");
+  const int64_t groups = in_ / kGroup, step = (fetch + groups * 64 - 1) / (groups * 64) * 64;  // bytes to fetch a group, whole lines
+  const uint8_t* tile = this->block(block);
+  const Entry* entries = rows.entries.data() + first * in_;
+  const float* scales = rows.scales.data() + 2 * first * groups;
+  Floats sums[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = all(0.0f);
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t line = 0; line < step; line += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + group * step + line), kStreams ? _MM_HINT_NTA : _MM_HINT_T0);
+    }
+    add_group<kRows>(tile + group * kTile, entries + group * kGroup * kRows, scales + 2 * group * kRows, sums);
+  }
+  for (int r = 0; r < kRows; ++r) result[r][0] = sums[r];
+}
+
+}  // namespace jakiro
