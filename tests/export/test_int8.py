@@ -9,13 +9,12 @@ import onnx
 import pytest
 
 import tiny
-from answers import plain, run
+from exactness import differs
 from jakiro_export.graph import quantize
 from jakiro_export.graph.int8 import Channels, ChannelScales
 from jakiro_export.weights import Array
-from jakiro_runtime import Engine, Sampling
+from jakiro_runtime import Engine
 from jakiro_runtime.backend import onnxruntime as onnxruntime_backend
-from oracle import with_oracle
 
 
 def panels(weight: object) -> np.ndarray:
@@ -31,19 +30,6 @@ def test_weights_are_rounded_by_channel() -> None:
     back = (stored.astype(np.float32) - 128) * scales[:, None]
     assert (np.abs(back - matrix) <= scales[:, None] * 0.5001).all()
     assert (back[3] == 0).all()
-
-
-def differs(engine: Engine) -> bool:
-    """Whether speculation changes a logit of any of some answers."""
-    for seed in range(5):
-        prompt = np.random.default_rng(seed).integers(3, tiny.VOCAB, 40).tolist()
-        how = Sampling(temperature=0.8, seed=seed, logprobs=4)
-        expected = plain(engine, prompt, 40, sampling=how)
-        oracle = with_oracle(engine, [[*prompt, *expected.tokens]], seed)
-        found = run(oracle.session(chunk=17), prompt, 40, sampling=how)
-        if (found.tokens, found.logprobs) != (expected.tokens, expected.logprobs):
-            return True
-    return False
 
 
 def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:

@@ -47,6 +47,14 @@ def exported_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exported_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """And in int4."""
+    out = tmp_path_factory.mktemp("smollm2-int4") / "engine"
+    export(out, "--precision", "int4", "--depth", "2", "--top-k", "4", "--nodes", "7", "--draft-vocab", "8192")
+    return out
+
+
+@pytest.fixture(scope="session")
 def smollm2(exported: tuple[Path, str]) -> Engine:
     return Engine.open(exported[0])
 
@@ -54,6 +62,11 @@ def smollm2(exported: tuple[Path, str]) -> Engine:
 @pytest.fixture(scope="session")
 def smollm2_int8(exported_int8: Path) -> Engine:
     return Engine.open(exported_int8)
+
+
+@pytest.fixture(scope="session")
+def smollm2_int4(exported_int4: Path) -> Engine:
+    return Engine.open(exported_int4)
 
 
 @pytest.fixture(scope="session")

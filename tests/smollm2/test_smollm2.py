@@ -76,12 +76,12 @@ def test_sampled_too(smollm2: Engine, chats: list[list[int]], sampling: Sampling
             assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
     request: pytest.FixtureRequest, chats: list[list[int]], precision: str
 ) -> None:
     """The cache grows through several capacities; log-probabilities are compared bit for bit."""
-    folder = request.getfixturevalue("exported")[0] if precision == "fp32" else request.getfixturevalue("exported_int8")
+    folder = request.getfixturevalue("exported")[0] if precision == "fp32" else request.getfixturevalue(f"exported_{precision}")
     most, one = Engine.open(folder, threads=2), Engine.open(folder, threads=1)
     assert most.manifest.bitwise
     long = [token for chat in chats for token in chat[:-3]]
@@ -93,12 +93,16 @@ def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
         assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=5)])
-def test_int8_is_exact_too(smollm2_int8: Engine, chats: list[list[int]], sampling: Sampling) -> None:
+def test_quantised_engines_are_exact_too(
+    request: pytest.FixtureRequest, chats: list[list[int]], sampling: Sampling, precision: str
+) -> None:
+    engine: Engine = request.getfixturevalue(f"smollm2_{precision}")
     rounds = tokens = 0
     for prompt in chats:
-        expected = run(smollm2_int8.session(speculate=False), prompt, 48, sampling=sampling)
-        found = run(smollm2_int8.session(chunk=50), prompt, 48, sampling=sampling)
+        expected = run(engine.session(speculate=False), prompt, 48, sampling=sampling)
+        found = run(engine.session(chunk=50), prompt, 48, sampling=sampling)
         assert found.tokens == expected.tokens
         rounds, tokens = rounds + found.stats.rounds, tokens + len(found.tokens)
     assert tokens / rounds > 1.3

@@ -22,7 +22,7 @@ namespace jakiro {
 class Int4 {
  public:
   static constexpr size_t kInputs = 4;  // x, weight, scales, least
-  static constexpr int kMost = JAKIRO_AVX512 ? 12 : 8, kBlocks = 1, kFew = 0;
+  static constexpr int kMost = JAKIRO_AVX512 ? 12 : 5, kBlocks = 1, kFew = 0;
   using Entry = int8_t;
 
   struct Rows {
@@ -124,42 +124,45 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
 
 #else
 
-// Eight outputs at a time: the sums of eight rows, the weights and a row's entries fit the registers.
 template <int kRows>
 inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]) {
   const __m256i four_bits = _mm256_set1_epi8(15);
-  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
   const auto add = [](__m256i& sum, __m256i product) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product)); };
-#pragma GCC unroll 1
-  for (int half = 0; half < 2; ++half) {
-    __m256i dots[kRows];  // two lanes of 16 bits for every output
+  __m256i dots[kRows][2];  // of eight outputs each, two lanes of 16 bits for every output
 #pragma GCC unroll 4
-    for (int pair = 0; pair < 4; ++pair) {
-      asm volatile("" ::: "memory");  // or GCC keeps what it has read of the entries for the other half, and runs out of registers
+  for (int pair = 0; pair < 4; ++pair) {
+    asm volatile("" ::: "memory");  // or GCC reads far ahead, and runs out of registers
+    __m256i low[2], high[2];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
       const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + 64 * pair + 32 * half));
-      const __m256i low = _mm256_and_si256(both, four_bits), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), four_bits);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        int32_t x, y;
-        std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
-        std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
-        const __m256i first = _mm256_maddubs_epi16(low, _mm256_set1_epi32(x));
-        if (pair == 0) {
-          dots[r] = first;
-        } else {
-          add(dots[r], first);
-        }
-        add(dots[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(y)));
-      }
+      low[half] = _mm256_and_si256(both, four_bits), high[half] = _mm256_and_si256(_mm256_srli_epi16(both, 4), four_bits);
     }
-    const __m256 by = half ? scale.high : scale.low, more = half ? least.high : least.low;
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      __m256& sum = half ? sums[r].high : sums[r].low;
-      const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r], _mm256_set1_epi16(1)));
-      sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(by, _mm256_set1_ps(scales[2 * r])), sum);
-      sum = _mm256_fmadd_ps(more, _mm256_set1_ps(scales[2 * r + 1]), sum);
+      int32_t x, y;
+      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
+      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
+      const __m256i first = _mm256_set1_epi32(x), second = _mm256_set1_epi32(y);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256i product = _mm256_maddubs_epi16(low[half], first);
+        if (pair == 0) {
+          dots[r][half] = product;
+        } else {
+          add(dots[r][half], product);
+        }
+        add(dots[r][half], _mm256_maddubs_epi16(high[half], second));
+      }
     }
+  }
+  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    const Floats dot{_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][0], ones)), _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][1], ones))};
+    sums[r] = fused(dot, scale * all(scales[2 * r]), sums[r]);
+    sums[r] = fused(least, all(scales[2 * r + 1]), sums[r]);
   }
 }
 
