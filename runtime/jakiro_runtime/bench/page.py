@@ -92,8 +92,8 @@ def _by_rank(ranks: dict[str, Any] | None) -> str:
     among = svg.bars([str(n) for n in range(1, len(siblings) + 1)], {"share": siblings}, "share")
     whole = svg.bars([str(n) for n in range(1, len(tree) + 1)], {"share": tree}, "share")
     return (
-        '<p class="note">Of the head alone. Among siblings: how often the child of that rank was the target\'s choice, where there '
-        "was one.</p>"
+        '<p class="note">Of the head alone. Among siblings: how often the child of that rank was the target\'s choice, where '
+        "there was one.</p>"
         f'{among}<p class="note">In the whole tree, by score: how often the node was accepted.</p>{whole}'
     )
 
