@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,7 +127,7 @@ class Decoder:
             for number, (answer, tree) in enumerate(zip(answers, trees, strict=True))
         ]
         for answer, tree, (path, _) in zip(answers, trees, walks, strict=True):
-            looked_up = sum(row > tree.drafted for row in path)
+            looked_up = len(path) - bisect_right(path, tree.drafted)
             answer.stats.count_round(len(path) - 1, len(tree.tokens), drafts is not None, looked_up)
         if self._choice and drafts:
             chosen = walks[0][1]
@@ -176,7 +177,7 @@ class Decoder:
                 width,
             )
         self.draft.features.lengths[:] = 0
-        return [_Draft(tokens[number].tolist(), parents[number].tolist(), scores[number]) for number in range(len(answers))]
+        return [_Draft(*tree, scores[number]) for number, tree in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True))]
 
     def _tree(self, draft: _Draft | None, guess: Guess, constraint: Constraint | None) -> _Tree:
         """What is worth verifying of a drafted tree and a guess: the best nodes, and of these what the constraint allows."""
@@ -189,7 +190,7 @@ class Decoder:
             kept = _allowed(tokens, parents, kept, constraint)
         if len(kept) < len(tokens):
             tokens, parents = closed(tokens, parents, kept)
-        return _Tree(tokens, parents, sum(node < drafted for node in kept))
+        return _Tree(tokens, parents, bisect_left(kept, drafted))
 
     def _best(self, tokens: list[int], parents: list[int], chances: list[float], guess: Guess) -> Sequence[int]:
         """The nodes to verify of a tree, once a guess has joined it."""

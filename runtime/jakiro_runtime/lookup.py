@@ -30,8 +30,12 @@ class Guess(NamedTuple):
 
         A node beside the chain shares the chance of the place with the chain's next node: it has the rest at most.
         """
-        chances = self.chances
-        return bool(chances) and chances[-1] >= max(above - here for above, here in zip([1.0, *chances], chances, strict=False))
+        above = 1.0
+        for chance in self.chances:
+            if above - chance > self.chances[-1]:
+                return False
+            above = chance
+        return bool(self.chances)
 
     def right(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, it has."""
@@ -53,7 +57,7 @@ class Lookup:
         tokens: prompt and answer; the caller appends to this list, and does nothing else to it
     """
 
-    def __init__(self, tokens: Sequence[int]) -> None:
+    def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
         self._known = 0  # tokens that were indexed
         # for each length: which place follows a run of so many tokens, where it stood last
@@ -71,12 +75,15 @@ class Lookup:
         self._index()
         tokens, end = self._tokens, len(self._tokens)
         for length, behind in self._behind.items():
-            start = behind.get(tuple(tokens[end - length :])) if length < end else None
+            start = behind.get(tuple(tokens[-length:])) if length < end else None
             if start is not None:
                 self._matched = length
-                chain = [tokens[start + step % (end - start)] for step in range(most)]
-                chances = (self._hits[min(n, _LONGEST)] / self._tries[min(n, _LONGEST)] for n in range(length, length + most))
-                self._guess = Guess(chain, list(accumulate(chances, mul)))
+                chain = tokens[start : start + most]
+                while len(chain) < most:
+                    chain += tokens[start : start + most - len(chain)]
+                links = [hits / tries for hits, tries in zip(self._hits[length:], self._tries[length:], strict=True)]
+                links += [links[-1]] * (most - len(links))  # longer matches count as the longest
+                self._guess = Guess(chain, list(accumulate(links[:most], mul)))
                 return self._guess
         self._guess = NO_GUESS
         return NO_GUESS
@@ -94,7 +101,6 @@ class Lookup:
         """Note which token follows which run, as far as that is new."""
         tokens, end = self._tokens, len(self._tokens)
         for length, behind in self._behind.items():
-            first = max(self._known, length)
-            runs = zip(*(tokens[first - length + place : end] for place in range(length)), strict=False)
-            behind.update(zip(runs, range(first, end), strict=False))
+            for place in range(max(self._known, length), end):
+                behind[tuple(tokens[place - length : place])] = place
         self._known = end

@@ -72,20 +72,20 @@ def join(tokens: list[int], parents: list[int], chances: list[float], chain: Seq
         tokens, parents, chances: of the tree, [nodes] each; changed
         chain, likely: tokens, and their chances
     """
-    above, row = 0, 0
+    rows, above = dict(zip(zip(parents, tokens, strict=True), range(1, len(tokens) + 1), strict=True)), 0
     for token, chance in zip(chain, likely, strict=True):
-        step, drafted = (above, token), len(tokens)
-        row = next((row for row in range(row + 1, drafted + 1) if (parents[row - 1], tokens[row - 1]) == step), drafted + 1)
-        if row > drafted:
+        row = rows.get((above, token))
+        if row is None:
             tokens.append(token)
             parents.append(above)
             chances.append(chance)
+            row = len(tokens)
         elif chance > chances[row - 1]:
             chances[row - 1] = chance
         above = row
 
 
-def best_nodes(ranks: Sequence[object], parents: Sequence[int], count: int) -> list[int]:
+def best_nodes(ranks: Sequence[float], parents: Sequence[int], count: int) -> list[int]:
     """The `count` best nodes of a tree, in their order, closed under parents.
 
     A child's rank is never above its parent's, so the best nodes hold their own ancestors; equal ranks go to the lower number.
@@ -97,12 +97,12 @@ def best_nodes(ranks: Sequence[object], parents: Sequence[int], count: int) -> l
     Returns:
         node numbers from 0, ascending, [min(count, nodes)]
     """
-    order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)[:count]  # type: ignore[arg-type]
+    kept = sorted(sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)[:count])
     rows = {0}
-    for node in sorted(order):
+    for node in kept:
         if parents[node] in rows:
             rows.add(node + 1)
-    return sorted(row - 1 for row in rows)[1:]
+    return kept if len(rows) > len(kept) else [node for node in kept if node + 1 in rows]
 
 
 def closed(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int]) -> tuple[list[int], list[int]]:
