@@ -82,7 +82,7 @@ def draft_cost(engine: Engine, repeats: int = 21) -> float:
     call, target = DraftCall(engine.draft, engine.manifest), TargetCall(engine.target, engine.manifest)
     times = []
     for _ in range(repeats):
-        target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], np.array([2]), last_only=False, logits=False)
+        target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], logits=False)
         call.cache.truncate(0, 64)
         call.features.lengths[:] = 0
         call.accept(target.features, [[0, 1]])
@@ -149,8 +149,8 @@ def choose(
 
 
 def reached(engine: Engine, texts: Sequence[Text]) -> dict[str, float]:
-    """What decoding the texts comes to, plain and speculative in turns: figures of `TreePlan.result`."""
-    sessions = {speculate: engine.session(speculate=speculate) for speculate in (False, True)}
+    """What decoding the texts comes to, plain and with the head alone, in turns: figures of `TreePlan.result`."""
+    sessions = {speculate: engine.session(speculate=speculate, lookup=False) for speculate in (False, True)}
     done: dict[bool, list[Stats]] = {speculate: [] for speculate in sessions}
     for number, text in enumerate([texts[0], *texts]):  # the first one warms up
         for speculate, session in sessions.items():
@@ -172,7 +172,7 @@ def reached(engine: Engine, texts: Sequence[Text]) -> dict[str, float]:
 
 def host_cost(engine: Engine, text: Text) -> float:
     """Milliseconds of a round outside the graphs, as an answer finds it."""
-    session = engine.session()
+    session = engine.session(lookup=False)
     for _ in range(2):
         session.reset()
         for _ in session.generate(text.tokens[: text.first].tolist(), 24):

@@ -53,14 +53,14 @@ def chosen(grown: Sequence[Grown], plan: TreePlan, nodes: int) -> Outcome:
     """Every round as the runtime runs it: it drafts up to `nodes` nodes where that is worth it, and verifies what is."""
     done, capacity = Outcome(), plan.capacities[0]
     choice = NodeChoice(plan, nodes)
-    cost = {int(count): plan.host_ms + plan.milliseconds(max(2, int(count) + 1), capacity) for count in choice.counts}
+    cost = {count: plan.host_ms + plan.milliseconds(max(2, count + 1), capacity) for count in choice.counts}
     for text in grown:
         place = 0
         choice.start()
         while place < len(text.ranks):
             count = taken = 0
             if drafting := choice.drafts():
-                count = choice.count(text.scores[place, :nodes], capacity)
+                count = choice.count(choice.chances(text.scores[place, :nodes]), capacity)
                 taken = sum(rank < count for rank in text.ranks[place])
                 choice.note(count, taken, capacity)
             place += taken + 1

@@ -45,5 +45,5 @@ def _features(engine: Engine, ids: list[int]) -> np.ndarray:
     """The target's features behind each token, [length, hidden], as drafting sees them."""
     call, rows = TargetCall(engine.target, engine.manifest), len(ids)
     places, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
-    call.run(np.array(ids)[None], places, mask, np.array([rows]), last_only=True, logits=False)
+    call.run(np.array(ids)[None], places, mask, logits=False, last=np.array([rows - 1]))
     return np.asarray(call.features[0, 0, 0, :rows]).copy()

@@ -25,12 +25,14 @@ def generate(
     speculate: bool = True,
     chunk: int = 128,
     nodes: int | None = None,
+    lookup: bool = True,
 ) -> list[Result]:
     """Answer every prompt. A finished answer leaves the batch, so the others do not pay for it.
 
     Args:
         prompts: token ids or text, of any lengths
         sampling: one for all, or one for each prompt
+        speculate, chunk, nodes, lookup: as `Session` takes them
 
     Returns:
         one result a prompt, in order; times in their statistics are the whole batch's
@@ -38,7 +40,7 @@ def generate(
     Raises:
         UsageError: as `Session.generate`
     """
-    decoder = Decoder(engine, len(prompts), speculate, chunk, nodes) if prompts else None
+    decoder = Decoder(engine, len(prompts), speculate, chunk, nodes, lookup) if prompts else None
     if decoder is None:
         return []
     each = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)

@@ -63,7 +63,8 @@ class RowStore:
             rows: for each sequence, the rows to keep, ascending; may be empty
         """
         self._memory.append(list(zip(sources, self.arrays, strict=True)), rows, self.lengths.tolist())
-        self.lengths += [len(kept) for kept in rows]
+        for number, kept in enumerate(rows):
+            self.lengths[number] += len(kept)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""

@@ -21,12 +21,14 @@ class _Shaped:
     inputs: what is filled before a call, on the host
     outputs: what is read after it
     features: the target's output or the draft's input, [1, batch, 1, rows, hidden], in the backend's memory
+    places: 0, 1, ... for each row
     """
 
     def __init__(
         self, graph: Graph, cache: KVCache, inputs: dict[str, np.ndarray], outputs: dict[str, Array], features: Array, given: bool
     ):
         self.inputs, self.outputs, self.features = inputs, outputs, features
+        self.places = np.arange(features.shape[3])
         self.new_keys, self.new_values, scratch = cache.scratch(features.shape[3])
         hidden = {"hidden_states": features[0, :, 0]}
         read, written = (hidden, {}) if given else ({}, hidden)
@@ -83,7 +85,12 @@ class TargetCall:
         return self._shaped[key]
 
     def run(
-        self, tokens: np.ndarray, depths: np.ndarray, mask: np.ndarray, counts: np.ndarray, last_only: bool, logits: bool
+        self,
+        tokens: np.ndarray | Sequence[Sequence[int]],
+        depths: np.ndarray | Sequence[Sequence[int]],
+        mask: np.ndarray | Sequence[np.ndarray],
+        logits: bool,
+        last: np.ndarray | None = None,
     ) -> None:
         """Process rows behind the cache. Results are read through the properties below.
 
@@ -91,24 +98,23 @@ class TargetCall:
             tokens: [batch, rows]
             depths: [batch, rows], positions relative to each sequence's cached length
             mask: [batch, rows, rows] bool, who sees whom; a row that is padding must see itself
-            counts: [batch], rows of each sequence; the others are padding
-            last_only: choose behind each sequence's last row alone; otherwise behind every row
             logits: give the logits too
+            last: [batch], choose behind this row of each sequence alone; None: behind every row
         """
-        rows = tokens.shape[1]
+        rows, lengths = len(tokens[0]), self.cache.lengths
         padded = max(2, rows)
-        if self.cache.reserve(int(self.cache.lengths.max()) + padded):
+        if self.cache.reserve(max(lengths.tolist()) + padded):
             self._shaped.clear()
-        shaped = self._current = self._shape(padded, 2 if last_only else padded, logits)
+        shaped = self._current = self._shape(padded, padded if last is None else 2, logits)
         inputs = shaped.inputs
         inputs["input_ids"][:, :rows] = tokens
-        np.add(depths, self.cache.lengths[:, None], out=inputs["position_ids"][:, :rows])
-        inputs["tree_mask"][:, :rows, :rows] = mask
+        np.add(depths, lengths[:, None], out=inputs["position_ids"][:, :rows])
+        for number, seen in enumerate(mask):
+            inputs["tree_mask"][number, :rows, :rows] = seen
         if padded > rows:
             inputs["tree_mask"][:, rows:, rows:] = True
-        inputs["past_length"][:] = self.cache.lengths
-        last = np.maximum(counts - 1, 0)[:, None]
-        inputs["logit_rows"][:] = last if last_only else np.minimum(np.arange(padded), last)
+        inputs["past_length"][:] = lengths
+        inputs["logit_rows"][:] = shaped.places if last is None else last[:, None]
         self.seconds += shaped.run()
 
     @property
@@ -193,7 +199,7 @@ class DraftCall:
                 f"This engine's target gives its features in {features.dtype} and the draft takes {store.arrays[0].dtype}; for a "
                 "GPU, export both with one --precision."
             )
-        store.reserve(int(store.lengths.max()) + max(map(len, rows)))
+        store.reserve(max(store.lengths.tolist()) + max(map(len, rows)))
         store.append([features], rows)
 
     def run(self, tokens: Sequence[Sequence[int]], firsts: Sequence[int], padded: int) -> tuple[np.ndarray, np.ndarray, Array]:
@@ -208,15 +214,16 @@ class DraftCall:
             tree_tokens, tree_parents: [batch, nodes] on the host; tree_scores: as many, in the backend's memory. Valid until
             the next call
         """
-        if self.cache.reserve(int(self.cache.lengths.max()) + padded):
+        lengths = self.cache.lengths
+        if self.cache.reserve(max(lengths.tolist()) + padded):
             self._shaped.clear()
         shaped = self._shape(padded)
         inputs = shaped.inputs
         for number, after in enumerate(tokens):
             inputs["input_ids"][number, : len(after)] = after
             inputs["last_row"][number] = max(0, len(after) - 1)
-        np.add(self.cache.lengths[:, None], np.arange(padded), out=inputs["position_ids"])
-        inputs["past_length"][:] = self.cache.lengths
+        np.add(lengths[:, None], shaped.places, out=inputs["position_ids"])
+        inputs["past_length"][:] = lengths
         rows = [range(first, first + len(after)) for first, after in zip(firsts, tokens, strict=True)]
         self._memory.append([(self.features.arrays[0], shaped.features)], rows, [0] * len(rows))
         self.seconds += shaped.run()

@@ -8,6 +8,9 @@ measured; no clock is read, so the same engine verifies the same nodes wherever 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numpy as np
 
 from jakiro_runtime.manifest import TreePlan
@@ -28,11 +31,11 @@ class NodeChoice:
 
     def __init__(self, plan: TreePlan, nodes: int) -> None:
         inner = [rows - 1 for rows in plan.rows if 2 < rows <= nodes]
-        self.counts = np.array([0, *inner, nodes])
+        self.counts = [0, *inner, nodes]
         self._plan = plan
         self._rate = plan.expected["tokens_per_second"] / 1e3
-        self._prices: dict[int, np.ndarray] = {}
-        self._gains = np.zeros(nodes + 1)
+        self._log_probs, self._acceptance = np.array(plan.log_probs), np.array(plan.acceptance)
+        self._prices: dict[int, list[float]] = {}
         self.start()
 
     def start(self) -> None:
@@ -47,26 +50,37 @@ class NodeChoice:
             return False
         return True
 
-    def count(self, scores: np.ndarray, capacity: int) -> int:
+    def chances(self, scores: np.ndarray) -> list[float]:
+        """How likely the target accepts drafted nodes, by their cumulative log-probabilities under the head; [nodes] both.
+
+        Where the plan has one chance for several log-probabilities, the head's order decides.
+        """
+        found: list[float] = (np.interp(scores, self._log_probs, self._acceptance) + 1e-9 * scores).tolist()
+        return found
+
+    def count(self, chances: Sequence[float], capacity: int) -> int:
         """How many of the best nodes to verify.
 
         Args:
-            scores: cumulative log-probabilities of the drafted nodes, best first, [nodes]
+            chances: of being accepted, best first, at least as many as the largest of `counts`
             capacity: slots of the target's cache, which its attention runs over
         """
-        np.cumsum(np.interp(scores, self._plan.log_probs, self._plan.acceptance), out=self._gains[1:])
-        return int(self.counts[np.argmax(self._gains[self.counts] - self._price(capacity))])
+        gains, prices = [0.0, *accumulate(chances)], self._price(capacity)
+        return max(zip(self.counts, prices, strict=True), key=lambda each: gains[each[0]] - each[1])[0]
 
     def note(self, nodes: int, accepted: int, capacity: int) -> None:
-        """A round that drafted has verified so many nodes and accepted so many of them."""
-        price = float(self._price(capacity)[np.searchsorted(self.counts, nodes)])
+        """A round that drafted has verified so many nodes and accepted so many of them.
+
+        Only what the draft brought is to be told: not nodes that are looked up, since these come without it.
+        """
+        price = float(np.interp(nodes, self.counts, self._price(capacity)))
         self._worth += (accepted - price - self._rate * self._plan.draft_ms - self._worth) / _WINDOW
         self._paused = 0
         self._pause = 0 if self._worth >= 0 else min(_LONGEST_PAUSE, 2 * self._pause or 1)
 
-    def _price(self, capacity: int) -> np.ndarray:
+    def _price(self, capacity: int) -> list[float]:
         """What verifying so many nodes costs beyond verifying none, in tokens, [counts]."""
         if capacity not in self._prices:
-            milliseconds = np.array([self._plan.milliseconds(max(2, 1 + int(count)), capacity) for count in self.counts])
-            self._prices[capacity] = self._rate * (milliseconds - milliseconds[0])
+            milliseconds = [self._plan.milliseconds(max(2, 1 + count), capacity) for count in self.counts]
+            self._prices[capacity] = [self._rate * (each - milliseconds[0]) for each in milliseconds]
         return self._prices[capacity]

@@ -44,6 +44,7 @@ Examples:
 @click.option("--regex", default=None, help="The answer matches this regular expression.")
 @click.option("--grammar", default=None, metavar="LARK", help="The answer follows this grammar (llguidance's Lark).")
 @click.option("--speculation/--no-speculation", default=True, help="Draft and verify trees, or decode with the target alone.")
+@click.option("--lookup/--no-lookup", default=True, help="Trees hold what followed the last tokens where they stood before.")
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
               help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
@@ -79,6 +80,7 @@ def _run(
     system: str | None,
     max_new_tokens: int,
     speculation: bool,
+    lookup: bool,
     nodes: int | None,
     raw: bool,
     stats: str,
@@ -104,7 +106,7 @@ def _run(
         source = "standard input" if piped else "--prompt"
         raise UsageError(f"The prompt from {source} is empty; give some text to answer.")
     opened = Engine.open(engine, backend, threads, verify, plugin)
-    session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk)
+    session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk, lookup=lookup)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": Sampling(**sampling), "stop": stop}
     if json_schema or regex is not None or grammar is not None:
         from jakiro_runtime.grammar import Grammar

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,23 +13,31 @@ from jakiro_runtime.answer import Answer
 from jakiro_runtime.backend import Array
 from jakiro_runtime.calls import DraftCall, TargetCall
 from jakiro_runtime.choice import NodeChoice
+from jakiro_runtime.lookup import NO_GUESS, Guess, Lookup
 from jakiro_runtime.sampling import Constraint
-from jakiro_runtime.tree import best_nodes, closed, fill_mask, walk
+from jakiro_runtime.tree import Choose, best_nodes, closed, join, tree_mask, walk
 
 if TYPE_CHECKING:
     from jakiro_runtime.engine import Engine
 
 _ROW_STEP = 8  # trees that were pruned are padded to a multiple of this: few shapes, few bindings
+_UNDRAFTED = 32  # rows that may wait for a draft: a session that goes on processes them again
+
+
+class _Draft(NamedTuple):
+    """A tree of the head's, [nodes] each. scores: cumulative log-probabilities, in the backend's memory."""
+
+    tokens: list[int]
+    parents: list[int]
+    scores: Array
 
 
 class _Tree(NamedTuple):
-    """What a round verifies under the root: [nodes] each; empty with speculation off."""
+    """What a round verifies under the root, [nodes] each. drafted: how many of them the head has drafted; they come first."""
 
-    tokens: np.ndarray
-    parents: np.ndarray
-
-
-_NO_TREE = _Tree(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    tokens: list[int]
+    parents: list[int]
+    drafted: int
 
 
 class Decoder:
@@ -37,24 +46,26 @@ class Decoder:
     Args:
         speculate: False decodes with the target alone, in the same loop with empty trees
         chunk: rows of a prompt that are processed in one call
-        nodes: verify only the best so many nodes of the tree that the engine drafts; None verifies as many as are worth their
-            rows where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
+        nodes: verify only the best so many nodes of every tree, no more than the engine drafts; None verifies as many as are
+            worth their rows where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
+        lookup: what followed the last tokens where they stood before is in the trees, too
     """
 
-    def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None) -> None:
+    def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None, lookup: bool) -> None:
         memory = engine.target.memory()
         self.target = TargetCall(engine.target, engine.manifest, batch, memory)
         self.draft = DraftCall(engine.draft, engine.manifest, batch, memory) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
-        self._chunk, self._nodes = chunk, nodes
+        self._chunk, self._lookup = chunk, lookup and speculate
+        self._lookups: list[Lookup] = []
         plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
         self._choice = NodeChoice(plan, drafted) if plan and speculate and nodes is None and batch == 1 else None
-        full = 1 + min(nodes or drafted, drafted)
+        self._most = min(nodes or drafted, drafted)
         # the numbers of rows that are called: few, since each is bound once. What falls between them is padded
-        chosen = range(_ROW_STEP, full, _ROW_STEP) if self._choice is None else 1 + self._choice.counts
-        self._sizes = [*sorted({1, *map(int, chosen), full})]
-        self._mask, self._depths = np.zeros((batch, full, full), bool), np.zeros((batch, full), np.int64)
-        self._tokens = np.zeros((batch, full), np.int64)
+        chosen = range(_ROW_STEP, 1 + self._most, _ROW_STEP) if self._choice is None else [n + 1 for n in self._choice.counts]
+        self._sizes = sorted({1, *chosen, 1 + self._most})
+        few = self.levels + 1  # rows that most rounds accept at most
+        self._widths = [width for step in range(5) if (width := few << step) < chunk or step < 3]
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -74,6 +85,7 @@ class Decoder:
 
     def keep(self, sequences: Sequence[int]) -> None:
         """Drop every other sequence."""
+        self._lookups = [self._lookups[number] for number in sequences] if self._lookup else []
         self.target.keep(sequences)
         if self.draft:
             self.draft.keep(sequences)
@@ -82,6 +94,7 @@ class Decoder:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
         if self._choice:
             self._choice.start()
+        self._lookups = [Lookup(answer.tokens) for answer in answers] if self._lookup else []
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
         if self.draft:
@@ -96,36 +109,53 @@ class Decoder:
                 tokens[number, : stop - start] = waiting[number][start:stop]
             depths = np.broadcast_to(np.arange(width), tokens.shape)
             mask = np.broadcast_to(np.tri(width, dtype=bool), (len(answers), width, width))
-            self.target.run(tokens, depths, mask, counts, True, logits and spans is calls[-1])
+            self.target.run(tokens, depths, mask, logits and spans is calls[-1], np.maximum(counts - 1, 0))
             self._accept([range(count) for count in counts.tolist()])
-        return [[self._choose(answer, number, logits, 0, [])] for number, answer in enumerate(answers)]
+        return [[self._chooser(answer, number, logits)(0, [])] for number, answer in enumerate(answers)]
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Draft, verify and commit; the tokens each answer gained: what it accepted of its tree, and one more."""
-        drafting = self.draft is not None and (self._choice is None or self._choice.drafts())
-        trees = self._grow(answers) if drafting else [_NO_TREE] * len(answers)
+        guesses = [lookup.guess(self._most) for lookup in self._lookups] or [NO_GUESS] * len(answers)
+        drafts = self._grow(answers) if self._drafts(guesses) else None
+        trees = [
+            self._tree(drafts[number] if drafts else None, guess, answer.sampler.constraint)
+            for number, (answer, guess) in enumerate(zip(answers, guesses, strict=True))
+        ]
+        logits = self._verify(answers, trees)
+        walks = [
+            walk(tree.tokens, tree.parents, self._chooser(answer, number, logits))
+            for number, (answer, tree) in enumerate(zip(answers, trees, strict=True))
+        ]
+        for answer, tree, (path, _) in zip(answers, trees, walks, strict=True):
+            looked_up = len(path) - bisect_right(path, tree.drafted)
+            answer.stats.count_round(len(path) - 1, len(tree.tokens), drafts is not None, looked_up)
+        if self._choice and drafts:
+            chosen = walks[0][1]
+            self._choice.note(trees[0].drafted, len(chosen) - 1 - guesses[0].right(chosen[:-1]), self.target.cache.capacity)
+        self._accept([path for path, _ in walks])  # where nothing was drafted, the next draft continues from these rows too
+        return [chosen for _, chosen in walks]
+
+    def _drafts(self, guesses: Sequence[Guess]) -> bool:
+        """Whether this round drafts: not where guesses cannot be bettered, nor where drafts of late were not worth their time."""
+        if self.draft is None:
+            return False
+        waiting = max(self.draft.features.lengths.tolist())
+        if waiting <= _UNDRAFTED and all(guess.settles for guess in guesses):
+            return False
+        return self._choice is None or self._choice.drafts()
+
+    def _verify(self, answers: Sequence[Answer], trees: Sequence[_Tree]) -> bool:
+        """Pass roots and trees through the target; whether it gave logits."""
         nodes = max(len(tree.tokens) for tree in trees)
         rows = next(size for size in self._sizes if size > nodes)
-        batch = len(answers)
-        tokens, depths = self._tokens[:batch, :rows], self._depths[:batch, :rows]
-        mask = self._mask[:batch, :rows, :rows]
-        counts = np.empty(batch, np.int64)
-        for number, (answer, tree) in enumerate(zip(answers, trees, strict=True)):
-            count = counts[number] = len(tree.tokens) + 1
-            tokens[number, 0], tokens[number, 1:count] = answer.tokens[-1], tree.tokens
-            fill_mask(tree.parents, mask[number], depths[number])
+        tokens = [
+            [answer.tokens[-1], *tree.tokens, *[0] * (rows - 1 - len(tree.tokens))]
+            for answer, tree in zip(answers, trees, strict=True)
+        ]
+        masks, depths = zip(*(tree_mask(tree.parents, rows) for tree in trees), strict=True)
         logits = self._needs_logits(answers)
-        self.target.run(tokens, depths, mask, counts, False, logits)
-        kept, gained = [], []
-        for number, (answer, tree) in enumerate(zip(answers, trees, strict=True)):
-            path, chosen = walk(*tree, partial(self._choose, answer, number, logits))
-            answer.stats.count_round(len(path) - 1, len(tree.tokens), drafting)
-            kept.append(path)
-            gained.append(chosen)
-        if self._choice and drafting:
-            self._choice.note(len(trees[0].tokens), len(kept[0]) - 1, self.target.cache.capacity)
-        self._accept(kept)  # where nothing was drafted, the next draft continues from these rows too
-        return gained
+        self.target.run(tokens, depths, masks, logits)
+        return logits
 
     def _accept(self, rows: Sequence[Sequence[int]]) -> None:
         """Keep these rows of the last verification, for each sequence: their keys, and their features to draft behind."""
@@ -133,41 +163,62 @@ class Decoder:
             self.draft.accept(self.target.features, rows)
         self.target.commit(rows)
 
-    def _grow(self, answers: Sequence[Answer]) -> list[_Tree]:
+    def _grow(self, answers: Sequence[Answer]) -> list[_Draft]:
         """Draft behind the tokens that were just accepted, given the features of the rows before them."""
         assert self.draft is not None
         accepted = zip(answers, self.draft.cache.lengths.tolist(), self.draft.features.lengths.tolist(), strict=True)
         after = [answer.tokens[first + 1 : first + 1 + rows] for answer, first, rows in accepted]  # behind each feature
-        few, longest = self.levels + 1, max(map(len, after))
-        width = next((size for size in (few, 2 * few, 4 * few) if longest <= size), self._chunk)
+        longest = max(map(len, after))
+        width = next((size for size in self._widths if longest <= size), self._chunk)
         for spans in _spans([len(ids) for ids in after], width):
-            drafted = self.draft.run(
+            tokens, parents, scores = self.draft.run(
                 [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)],
                 [start for start, _ in spans],
                 width,
             )
         self.draft.features.lengths[:] = 0
-        tokens, parents, scores = drafted
-        return [self._prune(tokens[n], parents[n], scores[n], answer.sampler.constraint) for n, answer in enumerate(answers)]
+        return [_Draft(*tree, scores[number]) for number, tree in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True))]
 
-    def _prune(self, tokens: np.ndarray, parents: np.ndarray, scores: Array, constraint: Constraint | None) -> _Tree:
-        """The part of a tree worth verifying: the best nodes, and of these what the constraint allows."""
-        count = self._nodes
-        if self._choice:
-            count = self._choice.count(-np.sort(-np.asarray(scores)), self.target.cache.capacity)
-        if count is not None and count < len(tokens):
-            tokens, parents = closed(tokens, parents, best_nodes(np.asarray(scores), parents, count))
+    def _tree(self, draft: _Draft | None, guess: Guess, constraint: Constraint | None) -> _Tree:
+        """What is worth verifying of a drafted tree and a guess: the best nodes, and of these what the constraint allows."""
+        tokens, parents = (draft.tokens, draft.parents) if draft else ([], [])
+        drafted = len(tokens)
+        kept: Sequence[int] = range(drafted)
+        if guess.tokens or drafted > self._most or (draft and self._choice):
+            kept = self._best(tokens, parents, self._chances(draft), guess)
         if constraint is not None:
-            tokens, parents = closed(tokens, parents, _allowed(tokens, parents, constraint))
-        return _Tree(tokens, parents)
+            kept = _allowed(tokens, parents, kept, constraint)
+        if len(kept) < len(tokens):
+            tokens, parents = closed(tokens, parents, kept)
+        return _Tree(tokens, parents, bisect_left(kept, drafted))
+
+    def _best(self, tokens: list[int], parents: list[int], chances: list[float], guess: Guess) -> Sequence[int]:
+        """The nodes to verify of a tree, once a guess has joined it."""
+        join(tokens, parents, chances, *guess)
+        count = self._most
+        if self._choice:
+            count = self._choice.count(sorted(chances, reverse=True), self.target.cache.capacity)
+        return best_nodes(chances, parents, count)
+
+    def _chances(self, draft: _Draft | None) -> list[float]:
+        """How likely each drafted node is accepted: as --tree auto has counted, or else what the head says."""
+        if draft is None:
+            return []
+        scores = np.asarray(draft.scores)
+        return self._choice.chances(scores) if self._choice else [math.exp(score) for score in scores.tolist()]
 
     @staticmethod
     def _needs_logits(answers: Sequence[Answer]) -> bool:
         return any(answer.sampler.needs_logits for answer in answers)
 
-    def _choose(self, answer: Answer, number: int, logits: bool, row: int, path: list[int]) -> int:
-        wanted = np.asarray(self.target.logits[number, row]) if logits and answer.sampler.needs_logits else None
-        return answer.choose(int(self.target.next_tokens[number, row]), wanted, path)
+    def _chooser(self, answer: Answer, number: int, logits: bool) -> Choose:
+        """How an answer's tokens are chosen behind the rows of the last target pass."""
+        best, wanted = self.target.next_tokens[number].tolist(), logits and answer.sampler.needs_logits
+
+        def choose(row: int, path: list[int]) -> int:
+            return answer.choose(best[row], np.asarray(self.target.logits[number, row]) if wanted else None, path)
+
+        return choose
 
 
 def _spans(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
@@ -176,11 +227,12 @@ def _spans(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
     return [[(max(0, n - (calls - c) * width), max(0, n - (calls - c - 1) * width)) for n in lengths] for c in range(calls)]
 
 
-def _allowed(tokens: np.ndarray, parents: np.ndarray, constraint: Constraint) -> np.ndarray:
-    """The nodes whose whole path the constraint allows, ascending."""
-    paths: list[list[int] | None] = [[]]
-    for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True):
-        above = paths[parent]
-        path = None if above is None else [*above, token]
-        paths.append(path if path and constraint.valid_prefix(path) == len(path) else None)
-    return np.array([node for node, path in enumerate(paths[1:]) if path], np.int64)
+def _allowed(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int], constraint: Constraint) -> list[int]:
+    """Of the nodes `kept`, ascending, those whose whole path the constraint allows."""
+    paths: dict[int, list[int]] = {0: []}  # by row
+    for node in kept:
+        if parents[node] in paths:
+            path = [*paths[parents[node]], tokens[node]]
+            if constraint.valid_prefix(path) == len(path):
+                paths[node + 1] = path
+    return [row - 1 for row in paths if row]

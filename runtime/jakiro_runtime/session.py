@@ -29,17 +29,20 @@ class Session:
         engine: an opened engine
         speculate: False decodes with the target alone, in the same loop with an empty tree
         chunk: rows of a prompt that are processed in one call
-        nodes: verify only the best so many nodes of the tree that the engine drafts
+        nodes: verify only the best so many nodes of every tree, no more than the engine drafts
+        lookup: what followed the last tokens where they stood before, in the prompt or the answer, is verified, too
 
     tokens: what the caches stand for, and the one token that they do not hold yet
     stats: figures of the last answer
     """
 
-    def __init__(self, engine: Engine, speculate: bool = True, chunk: int = 128, nodes: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, speculate: bool = True, chunk: int = 128, nodes: int | None = None, lookup: bool = True
+    ) -> None:
         self.engine = engine
         self.stats = Stats()
         self.tokens: list[int] = []
-        self._decoder = Decoder(engine, 1, speculate, chunk, nodes)
+        self._decoder = Decoder(engine, 1, speculate, chunk, nodes, lookup)
 
     def generate(
         self,

@@ -13,6 +13,7 @@ class Stats:
     rounds: target passes after the prompt
     drafts: rounds that drafted a tree
     verified: tree nodes that the target verified, over all rounds
+    looked_up: accepted tokens that the head had not drafted: the text was looked up for them
     accepted: how many rounds accepted at least n tree tokens, for n = 1, 2, ...
     host: everything outside the two graph calls, after the prompt: masks, walk, commit, detokenising
     """
@@ -23,6 +24,7 @@ class Stats:
     rounds: int = 0
     drafts: int = 0
     verified: int = 0
+    looked_up: int = 0
     accepted: list[int] = field(default_factory=list)
     prefill: float = 0.0
     first_token: float = 0.0
@@ -30,11 +32,12 @@ class Stats:
     target: float = 0.0
     host: float = 0.0
 
-    def count_round(self, accepted: int, nodes: int, drafted: bool) -> None:
-        """Note a round that accepted so many of the nodes that it verified."""
+    def count_round(self, accepted: int, nodes: int, drafted: bool, looked_up: int) -> None:
+        """Note a round that accepted so many of the nodes that it verified, and `looked_up` of these without the head."""
         self.rounds += 1
         self.drafts += drafted
         self.verified += nodes
+        self.looked_up += looked_up
         self.accepted += [0] * (accepted - len(self.accepted))
         for level in range(accepted):
             self.accepted[level] += 1
@@ -64,6 +67,7 @@ class Stats:
             "rounds": self.rounds,
             "drafts": self.drafts,
             "nodes_per_round": round(self.verified / rounds, 3),
+            "looked_up": self.looked_up,
             "tau": round(self.tau, 4),
             "accepted_per_depth": [round(count / rounds, 4) for count in self.accepted],
             "tokens_per_second": round(self.tokens_per_second, 2),

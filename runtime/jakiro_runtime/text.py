@@ -41,6 +41,8 @@ class TextStream:
         return piece
 
     def _release(self, piece: str) -> str:
+        if not self._stops:
+            return piece
         text = self._held + piece
         found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
         if found:

@@ -1,11 +1,12 @@
-"""A draft tree as arrays, and the integer bookkeeping of a round. Pure functions; no model in sight.
+"""A draft tree as lists, and the integer bookkeeping of a round. Pure functions; no model in sight.
 
 Rows of a verification call are the root, row 0, and the tree's nodes, node i in row i. A parent's row precedes its children's.
+Trees have a few dozen nodes at most, for which plain lists are quicker than arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,24 +19,30 @@ def is_tree(parents: np.ndarray) -> bool:
     return bool((parents >= 0).all() and (parents < np.arange(1, len(parents) + 1)).all())
 
 
-def fill_mask(parents: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> None:
-    """Who sees whom: a row sees itself and its ancestors.
+def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]:
+    """Who sees whom, and how deep: a row sees itself and its ancestors.
 
     Args:
         parents: [nodes], the row of each node's parent
-        mask: written, [rows, rows] bool, rows > nodes; rows after the tree's are padding and see themselves
-        depths: written, [rows]: 0 for the root and for padding
+        rows: more than nodes; rows after the tree's are padding and see themselves
+
+    Returns:
+        mask: [rows, rows] bool, read only
+        depths: [rows]: 0 for the root and for padding
     """
-    mask[...] = False
-    np.fill_diagonal(mask, True)
-    depths[...] = 0
-    for row, parent in enumerate(parents.tolist(), 1):
-        mask[row] = mask[parent]
-        mask[row, row] = True
-        depths[row] = depths[parent] + 1
+    seen, depths = [bytearray(rows)], [0] * rows
+    seen[0][0] = 1
+    for row in range(1, rows):
+        if row <= len(parents):
+            seen.append(seen[parents[row - 1]][:])
+            depths[row] = depths[parents[row - 1]] + 1
+        else:
+            seen.append(bytearray(rows))
+        seen[row][row] = 1
+    return np.frombuffer(b"".join(seen), bool).reshape(rows, rows), depths
 
 
-def walk(tokens: np.ndarray, parents: np.ndarray, choose: Choose) -> tuple[list[int], list[int]]:
+def walk(tokens: Sequence[int], parents: Sequence[int], choose: Choose) -> tuple[list[int], list[int]]:
     """Follow the target's choices down the tree for as long as they are in it.
 
     This is exact for any target distribution: the tree is a set of tokens and takes no part in the draw.
@@ -48,35 +55,59 @@ def walk(tokens: np.ndarray, parents: np.ndarray, choose: Choose) -> tuple[list[
         rows: the accepted rows, the root's first, [1 + accepted]
         chosen: the target's choice behind each of them, [1 + accepted]; all but the last are the accepted nodes' tokens
     """
-    children: dict[tuple[int, int], int] = {}
-    for row, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True), 1):
-        children.setdefault((parent, token), row)
     rows, chosen = [0], [choose(0, [])]
-    while (rows[-1], chosen[-1]) in children:
-        rows.append(children[rows[-1], chosen[-1]])
-        chosen.append(choose(rows[-1], chosen))
+    for row, step in enumerate(zip(parents, tokens, strict=True), 1):  # children come behind their parents: one pass
+        if step == (rows[-1], chosen[-1]):
+            rows.append(row)
+            chosen.append(choose(row, chosen))
     return rows, chosen
 
 
-def best_nodes(scores: np.ndarray, parents: np.ndarray, count: int) -> np.ndarray:
-    """The `count` best nodes of a tree, in their order, closed under parents.
+def join(tokens: list[int], parents: list[int], chances: list[float], chain: Sequence[int], likely: Sequence[float]) -> None:
+    """Put a chain of tokens behind the root into a tree: tokens that the tree has there are its nodes, others come last.
 
-    A child's score is never above its parent's, so the best nodes hold their own ancestors; equal scores go to the lower number.
+    A node of both has the larger chance, so that a child's chance is never above its parent's where neither has such.
 
     Args:
-        scores, parents: [nodes]
+        tokens, parents, chances: of the tree, [nodes] each; changed
+        chain, likely: tokens, and their chances
+    """
+    rows, above = dict(zip(zip(parents, tokens, strict=True), range(1, len(tokens) + 1), strict=True)), 0
+    for token, chance in zip(chain, likely, strict=True):
+        row = rows.get((above, token))
+        if row is None:
+            tokens.append(token)
+            parents.append(above)
+            chances.append(chance)
+            row = len(tokens)
+        elif chance > chances[row - 1]:
+            chances[row - 1] = chance
+        above = row
+
+
+def best_nodes(ranks: Sequence[float], parents: Sequence[int], count: int) -> list[int]:
+    """The `count` best nodes of a tree, in their order, closed under parents.
+
+    A child's rank is never above its parent's, so the best nodes hold their own ancestors; equal ranks go to the lower number.
+
+    Args:
+        ranks: what nodes are compared by, the larger the better, [nodes]
+        parents: [nodes]
 
     Returns:
         node numbers from 0, ascending, [min(count, nodes)]
     """
-    order = np.argsort(-scores, kind="stable")[:count]
-    kept = np.sort(order)
-    rows = set((kept + 1).tolist()) | {0}
-    return np.array([node for node in kept.tolist() if int(parents[node]) in rows], np.int64)
+    kept = sorted(sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)[:count])
+    rows = {0}
+    for node in kept:
+        if parents[node] in rows:
+            rows.add(node + 1)
+    return kept if len(rows) > len(kept) else [node for node in kept if node + 1 in rows]
 
 
-def closed(tokens: np.ndarray, parents: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def closed(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int]) -> tuple[list[int], list[int]]:
     """The tree of some nodes, renumbered: tokens and parents [kept]. `kept` is ascending and closed under parents."""
-    row = np.zeros(len(tokens) + 1, np.int64)
-    row[kept + 1] = np.arange(1, len(kept) + 1)
-    return tokens[kept], row[parents[kept]]
+    row = {0: 0}
+    for place, node in enumerate(kept, 1):
+        row[node + 1] = place
+    return [tokens[node] for node in kept], [row[parents[node]] for node in kept]

@@ -55,7 +55,7 @@ def test_the_reckoning_is_what_decoding_does(engine: Engine, calibration: list[t
     """Round by round: the same number of nodes accepted as by a session, in every answer."""
     phase, hits = engine_phase(engine), 0
     for text in calibration:
-        grown, session = grow(phase, text), engine.session(nodes=nodes)
+        grown, session = grow(phase, text), engine.session(nodes=nodes, lookup=False)
         sizes = [len(event.tokens) for event in session.generate(text.tokens[: text.first].tolist(), 48)][1:]
         place, reckoned = 0, []
         while place < len(grown.ranks):
@@ -162,7 +162,7 @@ def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_h
     )
     # the trees were known beforehand, so the finished engine accepts as many tokens as was reckoned
     assert plan.result["tau"] == pytest.approx(plan.expected["tau"], rel=0.25)
-    session = Engine.open(out).session()
+    session = Engine.open(out).session(lookup=False)
     tokens = [token for event in session.generate([5, 6, 7], 20) for token in event.tokens]
     assert len(tokens) == 20
     assert session.stats.verified < draft.nodes * session.stats.rounds or draft.nodes == 1

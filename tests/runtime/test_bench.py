@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +23,7 @@ from jakiro_runtime.bench.contenders import Answer, Ours
 from jakiro_runtime.bench.figures import rate, summary
 from jakiro_runtime.bench.measure import Run, conversation, measure
 from jakiro_runtime.bench.prompts import Prompt, read_prompts
-from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, report
+from jakiro_runtime.bench.report import HEAD_ALONE, PLAIN, SPECULATIVE, report
 from jakiro_runtime.bench.watch import Drawn, Ranks, Watch
 from jakiro_runtime.manifest import Manifest
 from oracle import with_oracle
@@ -49,7 +49,8 @@ def bench(engine: Path, prompts: Path, *more: object) -> Result:
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
-def speculates(session: Session) -> bool:
+def watched(session: Session) -> bool:
+    """Whether it is the head's alone."""
     return isinstance(session.engine.draft, Watch)
 
 
@@ -63,11 +64,18 @@ def test_the_report_says_what_was_measured(tiny_engine: Path, prompts_file: Path
         "tokens_per_second",
         "plain_tokens_per_second",
         "identical",
+        "head_alone",
         "detail",
         "machine",
         "settings",
     ]
     assert data["identical"] is True
+    alone = data["head_alone"]
+    assert set(alone) == {"tau", "tokens_per_second", "speedup"}
+    assert alone["speedup"] == pytest.approx(alone["tokens_per_second"] / data["plain_tokens_per_second"], rel=1e-3)
+    assert data["detail"]["head_alone"]["nodes_per_round"] == 12
+    assert data["settings"]["lookup"] is True
+    assert "head alone" in result.stderr
     assert data["speedup"] == pytest.approx(data["tokens_per_second"] / data["plain_tokens_per_second"], rel=1e-3)
     detail = data["detail"]
     assert data["tau"] == pytest.approx(1 + sum(detail["acceptance"]["by_depth"]), abs=1e-3)
@@ -91,7 +99,7 @@ def test_tau_and_ranks_of_a_draft_that_knows_the_answer(engine: Engine) -> None:
     knowing = with_oracle(engine, [truth])
     watch = Watch(knowing.draft)
     watched = Engine(engine.manifest, engine.target, watch, engine.tokenizer, engine.template)
-    ours = Ours(SPECULATIVE, watched.session(), watch)
+    ours = Ours(SPECULATIVE, watched.session(lookup=False), watch)
     prompts = [Prompt("a", ("A question",))]
     run = measure([ours, Ours(PLAIN, session)], prompts, conversation(engine, True), 2, 40, 1024, PLAIN)
     data = report(run, ours)
@@ -121,14 +129,14 @@ def test_a_taken_child_is_counted_at_its_rank() -> None:
     assert ranks.as_dict()["by_sibling_rank"] == [0.3333, 0.5]
 
 
-def break_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speculative sessions change the third token of every answer."""
+def break_speculation(monkeypatch: pytest.MonkeyPatch, broken: Callable[[Session], bool]) -> None:
+    """These sessions change the third token of every answer."""
     honest = Session.generate
 
     def generate(self: Session, *args: Any, **options: Any) -> Iterator[Event]:
         seen = 0
         for event in honest(self, *args, **options):
-            if speculates(self) and seen <= 2 < seen + len(event.tokens):
+            if broken(self) and seen <= 2 < seen + len(event.tokens):
                 event.tokens[2 - seen] ^= 1
             seen += len(event.tokens)
             yield event
@@ -136,20 +144,49 @@ def break_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "generate", generate)
 
 
+def speculates(session: Session) -> bool:
+    return session._decoder.draft is not None
+
+
+@pytest.mark.parametrize(
+    ("broken", "who"),
+    [
+        (speculates, {SPECULATIVE, HEAD_ALONE}),
+        (watched, {HEAD_ALONE}),
+        (lambda session: speculates(session) and not watched(session), {SPECULATIVE}),
+    ],
+    ids=["both", "the head alone", "with looking up"],
+)
 def test_a_broken_session_is_noticed(
-    tiny_engine: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[Session], bool],
+    who: set[str],
 ) -> None:
-    break_speculation(monkeypatch)
+    break_speculation(monkeypatch, broken)
     result = bench(tiny_engine, prompts_file, "--json", tmp_path / "bench.json", "--html", tmp_path / "bench.html")
     assert result.exit_code == 1
     data = json.loads((tmp_path / "bench.json").read_text())
     assert data["identical"] is False
-    assert len(data["detail"]["differences"]) == 6  # three answers, two repeats
-    assert {each["contender"] for each in data["detail"]["differences"]} == {SPECULATIVE}
+    assert len(data["detail"]["differences"]) == 6 * len(who)  # three answers, two repeats
+    assert {each["contender"] for each in data["detail"]["differences"]} == who
     assert {each["position"] for each in data["detail"]["differences"]} == {2}
     assert "output identical: NO" in result.stdout
-    assert result.stderr.startswith("Error: 6 answers differ")
+    assert result.stderr.startswith(f"Error: {6 * len(who)} answers differ")
     assert ">NO<" in (tmp_path / "bench.html").read_text()
+
+
+def test_without_looking_up_nothing_runs_twice(tiny_engine: Path, prompts_file: Path, tmp_path: Path) -> None:
+    result = bench(tiny_engine, prompts_file, "--json", "-", "--no-lookup", "--html", tmp_path / "bench.html")
+    data = json.loads(result.stdout)
+    assert data["head_alone"] == {name: data[name] for name in ("tau", "tokens_per_second", "speedup")}
+    assert data["detail"]["head_alone"] is None
+    assert data["detail"]["looked_up_per_round"] == 0
+    assert data["detail"]["peak_memory_of"] == [SPECULATIVE, PLAIN]
+    assert "head alone:" not in result.stderr.replace("head alone: child", "")
+    assert data["detail"]["acceptance"]["by_rank"]["rounds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -405,8 +442,8 @@ def test_the_choice_of_the_tree_is_held_against_what_was_reached(tiny_engine: Pa
     data = json.loads(result.stdout)
     choice, detail = data["detail"]["tree_choice"], data["detail"]
     assert choice["expected"]["tau"] == 2.0
-    assert choice["reached"]["speedup"] == data["speedup"]
-    assert choice["reached"]["nodes_per_round"] == detail["nodes_per_round"] < 12
+    assert choice["reached"]["speedup"] == data["head_alone"]["speedup"]
+    assert choice["reached"]["nodes_per_round"] == detail["head_alone"]["nodes_per_round"] < 12
     assert "was chosen by measurement: tau 2.00" in " ".join(result.stderr.split())
     functions = [entry["function"] for entry in detail["host_profile"]["functions"]]
     assert "decoder.py: round" in functions

@@ -22,21 +22,21 @@ from plans import make_plan
 def test_the_count_is_the_one_that_gains_most(scores: list[float], capacity: int) -> None:
     plan, best_first = make_plan(log_probs=[-8.0, 0.0], acceptance=[0.1, 0.9]), np.sort(scores)[::-1]
     choice = NodeChoice(plan, 12)
-    assert choice.counts.tolist() == [0, 2, 3, 5, 7, 11, 12]
+    assert choice.counts == [0, 2, 3, 5, 7, 11, 12]
     chances = 0.1 * np.maximum(best_first, -8) + 0.9
 
     def gain(count: int) -> float:
         return float(chances[:count].sum()) - 0.150 * plan.milliseconds(max(2, count + 1), capacity)
 
-    assert gain(choice.count(best_first, capacity)) == pytest.approx(max(map(gain, choice.counts.tolist())), abs=1e-9)
+    assert gain(choice.count(choice.chances(best_first), capacity)) == pytest.approx(max(map(gain, choice.counts)), abs=1e-6)
 
 
 def test_good_trees_are_verified_whole_and_hopeless_ones_not_at_all() -> None:
     choice = NodeChoice(make_plan(), 12)
-    assert choice.count(np.full(12, -0.01), 256) == 12
-    assert choice.count(np.full(12, -7.0), 256) == 0
+    assert choice.count(choice.chances(np.full(12, -0.01)), 256) == 12
+    assert choice.count(choice.chances(np.full(12, -7.0)), 256) == 0
     # rows cost more behind a longer context, so fewer of them are worth it
-    fair = np.log(np.geomspace(0.6, 0.05, 12))
+    fair = choice.chances(np.log(np.geomspace(0.6, 0.05, 12)))
     assert 0 < choice.count(fair, 4096) < choice.count(fair, 256) < 12
 
 
@@ -111,14 +111,13 @@ def test_a_round_that_goes_wrong_would_be_noticed(
     engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control: with rows that do not see their ancestors, some answer differs."""
-    honest = decoder.fill_mask
+    honest = decoder.tree_mask
 
-    def blind(parents: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> None:
-        honest(parents, mask, depths)
-        mask[...] = np.eye(len(mask), dtype=bool)
+    def blind(parents: list[int], rows: int) -> tuple[np.ndarray, list[int]]:
+        return np.eye(rows, dtype=bool), honest(parents, rows)[1]
 
     answers = [plain(engine, prompt, 60).tokens for prompt in prompts]
-    monkeypatch.setattr(decoder, "fill_mask", blind)
+    monkeypatch.setattr(decoder, "tree_mask", blind)
     knowing = [planned(with_oracle(engine, [[*p, *a]]), make_plan()) for p, a in zip(prompts, answers, strict=True)]
     assert any(run(each.session(), p, 60).tokens != a for each, p, a in zip(knowing, prompts, answers, strict=True))
 
@@ -135,11 +134,12 @@ def test_the_same_engine_verifies_the_same_nodes_again(engine: Engine, prompts: 
 
 
 def test_nodes_that_are_asked_for_are_fixed(engine: Engine, prompts: list[list[int]]) -> None:
-    fixed = run(planned(engine, DEAR_PLAN).session(nodes=4), prompts[3], 30).stats
-    assert fixed.verified == 4 * fixed.rounds
-    assert fixed.drafts == fixed.rounds
-    whole = run(engine.session(), prompts[3], 30).stats
-    assert whole.verified == engine.manifest.draft.nodes * whole.rounds
+    for lookup in (False, True):
+        fixed = run(planned(engine, DEAR_PLAN).session(nodes=4, lookup=lookup), prompts[3], 30).stats
+        assert fixed.verified == 4 * fixed.rounds
+        assert fixed.drafts == fixed.rounds or lookup
+        whole = run(engine.session(lookup=lookup), prompts[3], 30).stats
+        assert whole.verified == engine.manifest.draft.nodes * whole.rounds
 
 
 def test_a_plan_survives_engine_json(tiny_engine: Path) -> None:

@@ -70,21 +70,20 @@ def test_a_broken_loop_is_noticed(
             decoder_module.TargetCall, "commit", lambda self, rows: commit(self, [list(range(len(r))) for r in rows])
         )
     elif fault == "forgets the mask":
-        fill = decoder_module.fill_mask
+        honest = decoder_module.tree_mask
 
-        def causal(parents: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> None:
-            fill(parents, mask, depths)
-            mask[...] = np.tri(len(mask), dtype=bool)
+        def causal(parents: list[int], rows: int) -> tuple[np.ndarray, list[int]]:
+            return np.tri(rows, dtype=bool), honest(parents, rows)[1]
 
-        monkeypatch.setattr(decoder_module, "fill_mask", causal)
+        monkeypatch.setattr(decoder_module, "tree_mask", causal)
     else:
-        fill = decoder_module.fill_mask
+        honest = decoder_module.tree_mask
 
-        def later(parents: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> None:
-            fill(parents, mask, depths)
-            depths[1:] += 1
+        def later(parents: list[int], rows: int) -> tuple[np.ndarray, list[int]]:
+            mask, depths = honest(parents, rows)
+            return mask, [depth + (row > 0) for row, depth in enumerate(depths)]
 
-        monkeypatch.setattr(decoder_module, "fill_mask", later)
+        monkeypatch.setattr(decoder_module, "tree_mask", later)
     broken = [run(oracle.session(), prompt).tokens for prompt in prompts]
     assert broken != answers
 

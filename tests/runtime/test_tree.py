@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jakiro_runtime.cache import KVCache, bucket
-from jakiro_runtime.tree import best_nodes, closed, fill_mask, is_tree, walk
+from jakiro_runtime.tree import best_nodes, closed, is_tree, tree_mask, walk
 
 
 @st.composite
@@ -32,12 +32,12 @@ def ancestors(parents: np.ndarray, row: int) -> set[int]:
 def test_a_row_sees_itself_and_its_ancestors(tree: tuple[np.ndarray, np.ndarray], padding: int) -> None:
     _, parents = tree
     rows = len(parents) + 1
-    mask, depths = np.ones((rows + padding,) * 2, bool), np.full(rows + padding, 9)
-    fill_mask(parents, mask, depths)
+    mask, depths = tree_mask(parents.tolist(), rows + padding)
     for row in range(rows):
         assert set(np.flatnonzero(mask[row]).tolist()) == ancestors(parents, row)
         assert depths[row] == len(ancestors(parents, row)) - 1
     assert (mask[rows:] == np.eye(rows + padding, dtype=bool)[rows:]).all()
+    assert depths[rows:] == [0] * padding
 
 
 @given(trees(), st.randoms(use_true_random=False))
@@ -52,7 +52,7 @@ def test_the_walk_follows_the_target_and_stops_where_the_tree_does(tree: tuple[n
         said[row] = random.choice([*children, 99])
         return said[row]
 
-    rows, chosen = walk(tokens, parents, choose)
+    rows, chosen = walk(tokens.tolist(), parents.tolist(), choose)
     assert [said[row] for row in rows] == chosen
     assert rows[0] == 0
     for above, row, token in zip(rows, rows[1:], chosen, strict=False):
@@ -67,9 +67,9 @@ def test_the_best_nodes_are_a_tree(tree: tuple[np.ndarray, np.ndarray], count: i
     scores = np.zeros(len(tokens))
     for node, parent in enumerate(parents):
         scores[node] = (scores[parent - 1] if parent else 0) - steps[node]
-    kept = best_nodes(scores, parents, count)
+    kept = best_nodes(scores.tolist(), parents.tolist(), count)
     assert len(kept) == min(count, len(tokens))
-    smaller_tokens, smaller_parents = closed(tokens, parents, kept)
+    smaller_tokens, smaller_parents = map(np.array, closed(tokens.tolist(), parents.tolist(), kept))
     assert is_tree(smaller_parents)
     if len(kept) < len(tokens):
         assert min(scores[kept]) >= max(np.delete(scores, kept))

@@ -138,10 +138,13 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
 
 def runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Consecutive numbers among ascending ones: (place in `rows`, first number, how many)."""
-    place = 0
-    while place < len(rows):
+    place, length = 0, len(rows)
+    if length and rows[-1] - rows[0] == length - 1:  # one run, as a prompt's always and most paths
+        yield 0, rows[0], length
+        return
+    while place < length:
         count = 1
-        while place + count < len(rows) and rows[place + count] == rows[place] + count:
+        while place + count < length and rows[place + count] == rows[place] + count:
             count += 1
         yield place, rows[place], count
         place += count

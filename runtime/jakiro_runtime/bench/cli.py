@@ -47,6 +47,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--warmup", type=click.IntRange(0), default=1, help="Answers of each contender that are not measured.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine; as jakiro-run's.")
 @click.option("--threads", type=click.IntRange(1), default=None, show_default="physical cores", help="CPU threads, for all.")
+@click.option("--lookup/--no-lookup", default=True, help="Look the text up, too; the head alone is then measured beside it.")
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
               help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", "--no-chat", "raw", is_flag=True, help="Give prompts to the model without its chat template.")
@@ -59,7 +60,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
-    """Measure an engine with and without speculation, in one process, taking turns.
+    """Measure an engine with and without speculation, and with its head alone, in one process, taking turns.
 
     Rates are tokens after an answer's first one per second, pooled over all answers; reported is the median over repeats.
     Every answer is compared token for token: a bitwise engine whose answers differ ends with exit code 1.
@@ -112,7 +113,7 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     from jakiro_runtime.bench.contenders import Contender, Ours
     from jakiro_runtime.bench.measure import conversation, measure
     from jakiro_runtime.bench.profile import host_alone, host_profile
-    from jakiro_runtime.bench.report import PLAIN, SPECULATIVE, peer_figures, report, tree_choice
+    from jakiro_runtime.bench.report import HEAD_ALONE, PLAIN, SPECULATIVE, head_alone, peer_figures, report, tree_choice
     from jakiro_runtime.bench.watch import Watch
     from jakiro_runtime.engine import Engine
     from jakiro_runtime.errors import UsageError
@@ -124,11 +125,13 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     described = machine.describe(settings["threads"])
     watch = Watch(engine.draft)
     watched = Engine(engine.manifest, engine.target, watch, engine.tokenizer, engine.template)
-    speculative = Ours(SPECULATIVE, watched.session(nodes=settings["nodes"]), watch)
+    nodes, lookup = settings["nodes"], settings["lookup"]
+    head = Ours(HEAD_ALONE if lookup else SPECULATIVE, watched.session(nodes=nodes, lookup=False), watch)
+    looking_up = [Ours(SPECULATIVE, engine.session(nodes=nodes))] if lookup else []
     plain = Ours(PLAIN, engine.session(speculate=False))
     names = [name.strip() for name in settings["compare"].split(",") if name.strip()]
     others, left_out = peers.open_peers(names, settings["peer_model"], engine, described["threads"])
-    contenders: list[Contender] = [speculative, plain, *others]
+    contenders: list[Contender] = [*looking_up, head, plain, *others]
     render = conversation(engine, settings["raw"])
 
     warmup = settings["warmup"]
@@ -137,7 +140,7 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
         for prompt in [prompt for prompt in prompts if _fits(render, prompt, limit, room)][:warmup]:
             one = type(prompt)(prompt.id, prompt.turns[:1])
             measure(contenders, [one], render, 1, limit, room, PLAIN, advance)
-    speculative.ranks = type(speculative.ranks)()
+    head.ranks = type(head.ranks)()
     with _progress("Measuring", settings["repeats"] * total) as advance:
         run = measure(contenders, prompts, render, settings["repeats"], limit, room, PLAIN, advance)
     if not run.turns:
@@ -147,14 +150,14 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
         )
     if all(len(answer.tokens) < 2 for turn in run.turns for answer in turn.answers[PLAIN]):
         raise UsageError("Every answer ended with its first token, so there is nothing to time; give other prompts.")
-    data = report(run, speculative)
+    data = report(run, head)
     detail = data["detail"]
-    if engine.manifest.tree and not settings["nodes"]:
-        detail["tree_choice"] = tree_choice(engine.manifest.tree, data)
+    if engine.manifest.tree and not nodes:
+        detail["tree_choice"] = tree_choice(engine.manifest.tree, head_alone(run))
     if settings["profile"]:
         asked = run.turns[0].ids
-        detail["host_profile"] = host_profile(engine.session(nodes=settings["nodes"]), asked, limit)
-        detail["host_profile"]["alone_us"] = host_alone(engine, asked, limit, settings["nodes"])
+        detail["host_profile"] = host_profile(engine.session(nodes=nodes, lookup=lookup), asked, limit)
+        detail["host_profile"]["alone_us"] = host_alone(engine, asked, limit, nodes, lookup)
     detail["peak_memory_mb"] = machine.peak_memory_mb()
     detail["peak_memory_of"] = [contender.name for contender in contenders]
     if settings["cost"]:
@@ -186,6 +189,7 @@ def _settings(engine: Engine, prompts: int, settings: dict[str, Any]) -> dict[st
         "equality": manifest.equality,
         "tree": {"depth": draft.depth, "top_k": draft.top_k, "nodes": draft.nodes},
         "nodes": settings["nodes"],
+        "lookup": settings["lookup"],
         "draft_vocab": draft.draft_vocab,
         "prompts": str(settings["prompts"]),
         "prompt_count": prompts,

@@ -39,7 +39,7 @@ def cost_by_rows(
             for count in rows:
                 tokens, chain = np.ones((1, count), np.int64), np.tri(count, dtype=bool)[None]
                 started = time.perf_counter()
-                call.run(tokens, np.arange(count)[None], chain, np.array([count]), last_only=False, logits=False)
+                call.run(tokens, np.arange(count)[None], chain, logits=False)
                 if repeat:  # the first one allocates
                     times[count].append(1e3 * (time.perf_counter() - started))
             progress(1)

@@ -63,6 +63,8 @@ def _headline(data: dict[str, Any]) -> str:
         ("tokens/s", f"{data['tokens_per_second']:.1f}"),
         ("tokens/s, plain", f"{data['plain_tokens_per_second']:.1f}"),
     ]
+    if alone := data["detail"]["head_alone"]:
+        figures += [("speed-up, head alone", f"{alone['speedup']:.2f}×"), ("tau, head alone", f"{alone['tau']:.2f}")]
     cells = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures)
     same = "<div><b>yes</b>identical</div>" if data["identical"] else '<div class="bad"><b>NO</b>identical</div>'
     return f'<div class="figures">{cells}{same}</div>'
@@ -90,7 +92,8 @@ def _by_rank(ranks: dict[str, Any] | None) -> str:
     among = svg.bars([str(n) for n in range(1, len(siblings) + 1)], {"share": siblings}, "share")
     whole = svg.bars([str(n) for n in range(1, len(tree) + 1)], {"share": tree}, "share")
     return (
-        '<p class="note">Among siblings: how often the child of that rank was the target\'s choice, where there was one.</p>'
+        '<p class="note">Of the head alone. Among siblings: how often the child of that rank was the target\'s choice, where '
+        "there was one.</p>"
         f'{among}<p class="note">In the whole tree, by score: how often the node was accepted.</p>{whole}'
     )
 
@@ -107,9 +110,12 @@ def _by_rows(costs: Sequence[dict[str, Any]] | None) -> str:
 
 
 def _per_round(detail: dict[str, Any]) -> str:
-    both = (detail["round_ms"], detail["plain_step_ms"])
-    series = {part: [each[f"{part}_ms"]["median"] for each in both] for part in ("target", "draft", "host")}
-    return svg.stack(["speculative round", "plain step"], series, "ms")
+    each = {"speculative round": detail["round_ms"]}
+    if alone := detail["head_alone"]:
+        each["round, head alone"] = alone["round_ms"]
+    each["plain step"] = detail["plain_step_ms"]
+    series = {part: [times[f"{part}_ms"]["median"] for times in each.values()] for part in ("target", "draft", "host")}
+    return svg.stack(list(each), series, "ms")
 
 
 def _peers(detail: dict[str, Any]) -> str:

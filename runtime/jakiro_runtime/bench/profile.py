@@ -81,14 +81,14 @@ class _Replayed:
         replay.next += 1
 
 
-def host_alone(engine: Engine, prompt: Sequence[int], limit: int, nodes: int | None, repeats: int = 7) -> float:
+def host_alone(engine: Engine, prompt: Sequence[int], limit: int, nodes: int | None, lookup: bool, repeats: int = 7) -> float:
     """Microseconds a round of the loop alone: an answer given again with graphs that answer at once; the least of some tries.
 
     In a real round the same work takes longer, because the target has swept its weights through every cache.
     """
     target, draft = _Replay(engine.target), _Replay(engine.draft)
     replaying = Engine(engine.manifest, target, draft, engine.tokenizer, engine.template)
-    session, best = replaying.session(nodes=nodes), float("inf")
+    session, best = replaying.session(nodes=nodes, lookup=lookup), float("inf")
     for repeat in range(repeats + 1):
         session.reset()
         for _ in session.generate(prompt, limit):

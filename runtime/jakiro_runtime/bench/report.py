@@ -13,27 +13,34 @@ from jakiro_runtime.bench.measure import Run, Turn
 from jakiro_runtime.manifest import TreePlan
 from jakiro_runtime.stats import Stats
 
-SPECULATIVE, PLAIN = "speculative", "plain"
+SPECULATIVE, HEAD_ALONE, PLAIN = "speculative", "head alone", "plain"
 
 
-def report(run: Run, speculative: Ours) -> dict[str, Any]:
+def report(run: Run, watched: Ours) -> dict[str, Any]:
     """Top-level figures and `detail`; the caller adds `machine` and `settings`.
+
+    Args:
+        run: of SPECULATIVE and PLAIN; and of HEAD_ALONE, where the first one looks up
+        watched: whose ranks were counted, of those that speculate without looking up
 
     speedup: tokens_per_second / plain_tokens_per_second, each the median over repeats of a rate pooled over all answers
     tau: tokens per target pass, the passes over prompts not counted, pooled over all answers
     identical: every answer of every repeat, with and without speculation, token for token the same
+    head_alone: tau, tokens_per_second and speedup without looking up
     """
     differences = find_differences(run.turns)
     fast, slow = _rates(run.turns, SPECULATIVE), _rates(run.turns, PLAIN)
     stats = _stats(run.turns, SPECULATIVE)
     rounds = {name: _rounds(run.turns, name) for name in (SPECULATIVE, PLAIN)}
     step = rounds[PLAIN]["total_ms"]["median"]
+    alone = head_alone(run)
     return {
         "speedup": _ratio(median(fast), median(slow)),
         "tau": round(_tau(stats), 4),
         "tokens_per_second": round(median(fast), 3),
         "plain_tokens_per_second": round(median(slow), 3),
         "identical": not differences,
+        "head_alone": {name: alone[name] for name in ("tau", "tokens_per_second", "speedup")},
         "detail": {
             "tokens_per_second": summary(fast),
             "plain_tokens_per_second": summary(slow),
@@ -42,9 +49,11 @@ def report(run: Run, speculative: Ours) -> dict[str, Any]:
             "new_tokens": sum(len(turn.answers[SPECULATIVE][0].tokens) for turn in run.turns),
             "differences": differences,
             "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.left_out],
-            "acceptance": _acceptance(stats, speculative),
-            "nodes_per_round": _ratio(sum(each.verified for each in stats), sum(each.rounds for each in stats)),
-            "drafts_per_round": _ratio(sum(each.drafts for each in stats), sum(each.rounds for each in stats)),
+            "acceptance": _acceptance(stats, watched),
+            "nodes_per_round": _per_round(stats, "verified"),
+            "drafts_per_round": _per_round(stats, "drafts"),
+            "looked_up_per_round": _per_round(stats, "looked_up"),
+            "head_alone": alone if HEAD_ALONE in run.turns[0].answers else None,
             "round_ms": rounds[SPECULATIVE],
             "plain_step_ms": rounds[PLAIN],
             "round_in_plain_steps": _ratio(rounds[SPECULATIVE]["total_ms"]["median"], step),
@@ -57,16 +66,27 @@ def report(run: Run, speculative: Ours) -> dict[str, Any]:
     }
 
 
-def tree_choice(plan: TreePlan, data: dict[str, Any]) -> dict[str, Any]:
-    """What `--tree auto` expected beside what was reached, and what it expected it from."""
-    reached = {
-        "tau": data["tau"],
-        "tokens_per_second": data["tokens_per_second"],
-        "plain_tokens_per_second": data["plain_tokens_per_second"],
-        "speedup": data["speedup"],
-        "round_ms": data["detail"]["round_ms"]["total_ms"]["median"],
-        "nodes_per_round": data["detail"]["nodes_per_round"],
+def head_alone(run: Run) -> dict[str, Any]:
+    """What the head brings without looking up; the speculative figures themselves where nothing is looked up anyway."""
+    name = HEAD_ALONE if HEAD_ALONE in run.turns[0].answers else SPECULATIVE
+    rates, stats = _rates(run.turns, name), _stats(run.turns, name)
+    plain = median(_rates(run.turns, PLAIN))
+    return {
+        "tau": round(_tau(stats), 4),
+        "tokens_per_second": round(median(rates), 3),
+        "plain_tokens_per_second": round(plain, 3),
+        "speedup": _ratio(median(rates), plain),
+        "spread": summary(rates),
+        "round_ms": _rounds(run.turns, name),
+        "nodes_per_round": _per_round(stats, "verified"),
+        "drafts_per_round": _per_round(stats, "drafts"),
     }
+
+
+def tree_choice(plan: TreePlan, alone: dict[str, Any]) -> dict[str, Any]:
+    """What `--tree auto` expected of the head alone beside what that reached, and what it expected it from."""
+    names = ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup", "nodes_per_round")
+    reached = {**{name: alone[name] for name in names}, "round_ms": alone["round_ms"]["total_ms"]["median"]}
     return {**asdict(plan), "reached": reached}
 
 
@@ -106,8 +126,8 @@ def find_differences(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     found = []
     for turn in turns:
         expected = turn.answers[PLAIN][0].tokens
-        for name in (SPECULATIVE, PLAIN):
-            for repeat, answer in enumerate(turn.answers[name]):
+        for name in (SPECULATIVE, HEAD_ALONE, PLAIN):
+            for repeat, answer in enumerate(turn.answers.get(name, [])):
                 if answer.tokens != expected:
                     place = {"id": turn.prompt.id, "turn": turn.number, "position": _common(answer.tokens, expected)}
                     found.append({**place, "contender": name, "repeat": repeat + 1})
@@ -128,13 +148,20 @@ def _stats(turns: Sequence[Turn], name: str) -> list[Stats]:
     return [answer.stats for turn in turns for answer in turn.answers[name] if answer.stats]
 
 
+def _per_round(stats: Sequence[Stats], count: str) -> float:
+    return _ratio(sum(getattr(each, count) for each in stats), sum(each.rounds for each in stats))
+
+
 def _tau(stats: Sequence[Stats]) -> float:
     rounds = sum(each.rounds for each in stats)
     return (sum(sum(each.accepted) for each in stats) + rounds) / rounds if rounds else 0.0
 
 
-def _acceptance(stats: Sequence[Stats], speculative: Ours) -> dict[str, Any]:
-    """Shares of rounds: `by_depth` accepted so many or more, `given_the_one_before` of those that accepted one less."""
+def _acceptance(stats: Sequence[Stats], watched: Ours) -> dict[str, Any]:
+    """Shares of rounds: `by_depth` accepted so many or more, `given_the_one_before` of those that accepted one less.
+
+    `by_rank` is of the head alone.
+    """
     rounds = sum(each.rounds for each in stats)
     levels = max((len(each.accepted) for each in stats), default=0)
     counts = [sum(each.accepted[level] for each in stats if level < len(each.accepted)) for level in range(levels)]
@@ -143,7 +170,7 @@ def _acceptance(stats: Sequence[Stats], speculative: Ours) -> dict[str, Any]:
         "rounds": rounds,
         "by_depth": [_ratio(count, rounds) for count in counts],
         "given_the_one_before": [_ratio(count, base) for count, base in zip(counts, before, strict=False)],
-        "by_rank": speculative.ranks.as_dict() if speculative.ranks.rounds else None,
+        "by_rank": watched.ranks.as_dict() if watched.ranks.rounds else None,
     }
 
 

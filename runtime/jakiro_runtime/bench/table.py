@@ -40,8 +40,8 @@ def sentences(data: dict[str, Any]) -> list[str]:
         shape = "depth {depth}, top-k {top_k}, {nodes} nodes".format(**choice["shape"])
         lines.append(
             f"The tree ({shape}) was chosen by measurement: tau {expected['tau']:.2f} and "
-            f"{expected['tokens_per_second']:.1f} tokens/s, {expected['speedup']:.2f} times plain, were expected; reached are "
-            f"{reached['tau']:.2f}, {reached['tokens_per_second']:.1f} and {reached['speedup']:.2f}."
+            f"{expected['tokens_per_second']:.1f} tokens/s, {expected['speedup']:.2f} times plain, were expected of the head "
+            f"alone; reached are {reached['tau']:.2f}, {reached['tokens_per_second']:.1f} and {reached['speedup']:.2f}."
         )
     if detail["left_out"]:
         lines.append(f"{len(detail['left_out'])} conversations were cut where they no longer fit the context.")
@@ -50,6 +50,11 @@ def sentences(data: dict[str, Any]) -> list[str]:
         lines.append(f"The machine was busy when this began (load average {load[0]:.1f}): trust ratios more than rates.")
     steps = detail["round_in_plain_steps"]
     lines.append(f"A round costs {steps:.2f} plain steps, {100 * detail['host_share']:.1f} % of it on the host.")
+    if alone := detail["head_alone"]:
+        lines.append(
+            f"{detail['looked_up_per_round']:.2f} tokens a round were looked up and not drafted; the head alone: speed-up "
+            f"{alone['speedup']:.2f}x, tau {alone['tau']:.2f}."
+        )
     answers = f"{detail['answers']} answers, {data['settings']['repeats']} repeats"
     lines.append(f"speed-up {data['speedup']:.2f}x, tau {data['tau']:.2f}, {answers}")
     if data["identical"]:
@@ -76,22 +81,31 @@ def _spread(figure: dict[str, Any] | None, digits: int = 1) -> str:
 
 def _speed(data: dict[str, Any]) -> Table:
     detail = data["detail"]
-    table = _table(f"{escape(data['settings']['model'])}, median ± median deviation", "", "speculative", "plain")
-    rows: list[tuple[str, Any, Any]] = [
-        ("tokens/s", detail["tokens_per_second"], detail["plain_tokens_per_second"]),
-        ("first token, ms", detail["first_token_ms"]["first_turns"], detail["plain_first_token_ms"]["first_turns"]),
-        ("... in later turns", detail["first_token_ms"]["later_turns"], detail["plain_first_token_ms"]["later_turns"]),
-    ]
-    for part in ("draft", "target", "host", "total"):
-        rows.append((f"{part}, ms a round", detail["round_ms"][f"{part}_ms"], detail["plain_step_ms"][f"{part}_ms"]))
-    for name, ours, plain in rows:
-        digits = 2 if name.startswith("host") else 1
-        table.add_row(name, _spread(ours, digits), _spread(plain, digits))
-    table.add_row("tau, tokens per target pass", f"{data['tau']:.2f}", "1.00")
-    table.add_row("nodes verified, a round", f"{detail['nodes_per_round']:.1f}", "")
+    columns = {"speculative": _mode(data, detail["tokens_per_second"], detail, detail["first_token_ms"])}
+    if alone := detail["head_alone"]:
+        columns["head alone"] = _mode(alone, alone["spread"], alone, None)
+    plain = {"round_ms": detail["plain_step_ms"]}
+    columns["plain"] = _mode({"tau": 1.0}, detail["plain_tokens_per_second"], plain, detail["plain_first_token_ms"])
+    table = _table(f"{escape(data['settings']['model'])}, median ± median deviation", "", *columns)
+    for name in columns["speculative"]:
+        table.add_row(name, *(column[name] for column in columns.values()))
     if detail.get("peak_memory_mb"):
-        table.add_row("peak resident memory, MB, both", f"{detail['peak_memory_mb']:.0f}", "")
+        table.add_row("peak resident memory, MB, all", f"{detail['peak_memory_mb']:.0f}")
     return table
+
+
+def _mode(figures: dict[str, Any], rate: dict[str, Any], detail: dict[str, Any], first: dict[str, Any] | None) -> dict[str, str]:
+    """The column of one way of decoding, by row."""
+    parts = {f"{part}, ms a round": (f"{part}_ms", 2 if part == "host" else 1) for part in ("draft", "target", "host", "total")}
+    return {
+        "tokens/s": _spread(rate),
+        "first token, ms": _spread(first["first_turns"]) if first else "",
+        "... in later turns": _spread(first["later_turns"]) if first else "",
+        **{name: _spread(detail["round_ms"][part], digits) for name, (part, digits) in parts.items()},
+        "tau, tokens per target pass": f"{figures['tau']:.2f}",
+        "nodes verified, a round": f"{detail['nodes_per_round']:.1f}" if "nodes_per_round" in detail else "",
+        "drafts, a round": f"{detail['drafts_per_round']:.2f}" if "drafts_per_round" in detail else "",
+    }
 
 
 def _acceptance(acceptance: dict[str, Any]) -> Table:
@@ -106,7 +120,7 @@ def _acceptance(acceptance: dict[str, Any]) -> Table:
     table.add_row("depth n reached, of rounds", *cells(depths))
     table.add_row("... of those that reached n-1", *cells(acceptance["given_the_one_before"]))
     if acceptance["by_rank"]:
-        table.add_row("child of rank n, where there was one", *cells(ranks["by_sibling_rank"]))
+        table.add_row("head alone: child of rank n, where there was one", *cells(ranks["by_sibling_rank"]))
     return table
 
 

@@ -46,8 +46,9 @@ class Watch:
             return _NOTHING
         names = ("tree_tokens", "tree_parents", "tree_scores")
         tokens, parents, scores = (self._last[name][0].copy() for name in names)
-        kept = best_nodes(scores, parents, nodes)
-        return Drawn(*closed(tokens, parents, kept), scores[kept])
+        kept = best_nodes(scores.tolist(), parents.tolist(), nodes)
+        smaller, above = closed(tokens.tolist(), parents.tolist(), kept)
+        return Drawn(np.array(smaller), np.array(above), scores[kept])
 
     def note(self, outputs: Buffers) -> None:
         self._last = outputs
