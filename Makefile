@@ -25,8 +25,8 @@ GPU_EXTRAS ?= cuda,tensorrt,rtx
 GPU_VENV_FLAGS ?=
 GPU_PIP := $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check $(shell [ -t 1 ] || echo --quiet)
 
-# int8 and a small tree: on a CPU every row of a verification costs. GPUs take --precision fp16 --nodes 31 and more
-EXPORT_FLAGS ?= --precision int8 --draft-vocab 8192 --depth 2 --top-k 4 --nodes 7
+# On a CPU every row of a verification costs: how many are worth it is measured. GPUs take --precision fp16 --nodes 31 and more
+EXPORT_FLAGS ?= --precision int4 --draft-vocab 8192 --tree auto
 
 HEAD    := $(wildcard examples/smollm2/head/*.json examples/smollm2/head/*.safetensors)
 SOURCES := $(shell find jakiro_export -name '*.py')

@@ -52,7 +52,7 @@ def fixed(grown: Sequence[Grown], plan: TreePlan, nodes: int, visited: list[tupl
 def chosen(grown: Sequence[Grown], plan: TreePlan, nodes: int) -> Outcome:
     """Every round as the runtime runs it: it drafts up to `nodes` nodes where that is worth it, and verifies what is."""
     done, capacity = Outcome(), plan.capacities[0]
-    choice = NodeChoice(plan, nodes)
+    choice = NodeChoice(plan, nodes, nodes)
     cost = {count: plan.host_ms + plan.milliseconds(max(2, count + 1), capacity) for count in choice.counts}
     for text in grown:
         place = 0

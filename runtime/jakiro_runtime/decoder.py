@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jakiro_runtime.engine import Engine
 
 _ROW_STEP = 8  # trees that were pruned are padded to a multiple of this: few shapes, few bindings
+_GUESSED = 15  # nodes that are guessed at most, where more of them than the head drafts may be verified
 _UNDRAFTED = 32  # rows that may wait for a draft: a session that goes on processes them again
 
 
@@ -59,8 +60,13 @@ class Decoder:
         self._chunk, self._lookup = chunk, lookup and speculate
         self._lookups: list[Lookup] = []
         plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
-        self._choice = NodeChoice(plan, drafted) if plan and speculate and nodes is None and batch == 1 else None
         self._most = min(nodes or drafted, drafted)
+        self._choice = None
+        if plan and speculate and nodes is None and batch == 1:
+            # what is guessed may be worth more rows than a tree has; engines that were built for a GPU take no more
+            if self._lookup and engine.backend == "onnxruntime":
+                self._most = max(drafted, _GUESSED)
+            self._choice = NodeChoice(plan, drafted, self._most)
         # the numbers of rows that are called: few, since each is bound once. What falls between them is padded
         chosen = range(_ROW_STEP, 1 + self._most, _ROW_STEP) if self._choice is None else [n + 1 for n in self._choice.counts]
         self._sizes = sorted({1, *chosen, 1 + self._most})
@@ -115,7 +121,7 @@ class Decoder:
 
     def round(self, answers: Sequence[Answer]) -> list[list[int]]:
         """Draft, verify and commit; the tokens each answer gained: what it accepted of its tree, and one more."""
-        guesses = [lookup.guess(self._most) for lookup in self._lookups] or [NO_GUESS] * len(answers)
+        guesses = self._guesses(len(answers))
         drafts = self._grow(answers) if self._drafts(guesses) else None
         trees = [
             self._tree(drafts[number] if drafts else None, guess, answer.sampler.constraint)
@@ -129,11 +135,25 @@ class Decoder:
         for answer, tree, (path, _) in zip(answers, trees, walks, strict=True):
             looked_up = len(path) - bisect_right(path, tree.drafted)
             answer.stats.count_round(len(path) - 1, len(tree.tokens), drafts is not None, looked_up)
-        if self._choice and drafts:
-            chosen = walks[0][1]
-            self._choice.note(trees[0].drafted, len(chosen) - 1 - guesses[0].right(chosen[:-1]), self.target.cache.capacity)
+        if self._choice:
+            self._note(self._choice, trees[0], guesses[0], walks[0][1], drafts is not None)
         self._accept([path for path, _ in walks])  # where nothing was drafted, the next draft continues from these rows too
         return [chosen for _, chosen in walks]
+
+    def _guesses(self, count: int) -> list[Guess]:
+        """What may come next in each answer, as far as it is worth verifying."""
+        guesses = [lookup.guess(self._most) for lookup in self._lookups] or [NO_GUESS] * count
+        if self._choice and guesses[0].tokens:
+            guesses = [guesses[0].first(self._choice.count(guesses[0].chances, self.target.cache.capacity))]
+        return guesses
+
+    def _note(self, choice: NodeChoice, tree: _Tree, guess: Guess, chosen: list[int], drafted: bool) -> None:
+        """Tell the choice how a round went that verified a tree and chose these tokens."""
+        capacity = self.target.cache.capacity
+        if drafted:
+            choice.note(tree.drafted, len(chosen) - 1 - guess.right(chosen[:-1]), capacity)
+        if self._lookup:
+            choice.pace(len(tree.tokens), len(chosen), drafted, capacity)
 
     def _drafts(self, guesses: Sequence[Guess]) -> bool:
         """Whether this round drafts: not where guesses cannot be bettered, nor where drafts of late were not worth their time."""

@@ -24,6 +24,10 @@ class Guess(NamedTuple):
     tokens: list[int]
     chances: list[float]
 
+    def first(self, count: int) -> Guess:
+        """Its first so many tokens."""
+        return Guess(self.tokens[:count], self.chances[:count])
+
     @property
     def settles(self) -> bool:
         """Whether no other tree of as many nodes is better, whatever the head would say.

@@ -21,7 +21,7 @@ from plans import make_plan
 @given(st.lists(st.floats(-9, 0), min_size=12, max_size=12), st.sampled_from([256, 512, 1024, 4096]))
 def test_the_count_is_the_one_that_gains_most(scores: list[float], capacity: int) -> None:
     plan, best_first = make_plan(log_probs=[-8.0, 0.0], acceptance=[0.1, 0.9]), np.sort(scores)[::-1]
-    choice = NodeChoice(plan, 12)
+    choice = NodeChoice(plan, 12, 12)
     assert choice.counts == [0, 2, 3, 5, 7, 11, 12]
     chances = 0.1 * np.maximum(best_first, -8) + 0.9
 
@@ -32,7 +32,7 @@ def test_the_count_is_the_one_that_gains_most(scores: list[float], capacity: int
 
 
 def test_good_trees_are_verified_whole_and_hopeless_ones_not_at_all() -> None:
-    choice = NodeChoice(make_plan(), 12)
+    choice = NodeChoice(make_plan(), 12, 12)
     assert choice.count(choice.chances(np.full(12, -0.01)), 256) == 12
     assert choice.count(choice.chances(np.full(12, -7.0)), 256) == 0
     # rows cost more behind a longer context, so fewer of them are worth it
@@ -50,7 +50,7 @@ def test_costs_are_linear_between_and_beyond_what_was_measured() -> None:
 
 
 def test_drafts_that_bring_nothing_are_left_out_for_a_while() -> None:
-    choice = NodeChoice(make_plan(), 12)
+    choice = NodeChoice(make_plan(), 12, 12)
 
     def drafted(accepted: int, rounds: int) -> int:
         count = 0
@@ -153,3 +153,26 @@ def test_a_plan_survives_engine_json(tiny_engine: Path) -> None:
     with pytest.raises(EngineError, match="export it again"):
         Manifest.from_dict(data)
     assert "tree" not in Manifest.read(tiny_engine).to_dict()
+
+
+def test_an_answer_that_goes_fast_makes_rows_dearer() -> None:
+    choice, chances = NodeChoice(make_plan(), 12, 15), [0.3] * 15
+    assert choice.counts[-1] == 15
+    assert choice.count(chances, 256) == 15  # 0.3 tokens for 0.5 ms, at 0.15 tokens a ms
+    for _ in range(100):
+        choice.pace(15, 12, False, 256)
+    assert choice.count(chances, 256) == 2  # at 0.66 tokens a ms; two nodes are one row more than the two that are never saved
+    choice.start()
+    assert choice.count(chances, 256) == 15
+    assert choice.count(chances[:3], 256) == 3  # no more than there are
+
+
+def test_guesses_may_have_more_rows_than_the_tree(engine: Engine) -> None:
+    """A text that repeats itself: with a plan of a small tree, rounds accept more than the tree has nodes."""
+    plan = make_plan(shape={"depth": 3, "top_k": 4, "nodes": 12}, rows=[2, 3, 4, 6, 8, 12, 16])
+    prompt = list(range(3, 30))
+    answer = plain(engine, prompt, 60).tokens
+    session = planned(engine, plan).session()
+    text = [*prompt, *answer, *prompt]  # what follows the prompt stood there before
+    assert run(session, text, 40).tokens == plain(engine, text, 40).tokens
+    assert max(np.flatnonzero(session.stats.accepted), default=0) + 1 <= 15
