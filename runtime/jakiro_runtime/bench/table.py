@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+_COLUMNS = 8  # of depths or ranks
+
 
 def show(data: dict[str, Any], console: Console) -> None:
     """Print the tables of a report and what they mean."""
@@ -111,11 +113,11 @@ def _mode(figures: dict[str, Any], rate: dict[str, Any], detail: dict[str, Any],
 def _acceptance(acceptance: dict[str, Any]) -> Table:
     ranks = acceptance["by_rank"] or {"by_sibling_rank": []}
     depths = acceptance["by_depth"]
-    most = max(len(depths), len(ranks["by_sibling_rank"]))
+    most = min(_COLUMNS, max(len(depths), len(ranks["by_sibling_rank"])))  # guesses go far deeper than a tree
     table = _table("Acceptance", "", *(str(number) for number in range(1, most + 1)))
 
     def cells(shares: list[float]) -> list[str]:
-        return [f"{share:.2f}" for share in shares] + [""] * (most - len(shares))
+        return [f"{share:.2f}" for share in shares[:most]] + [""] * (most - len(shares))
 
     table.add_row("depth n reached, of rounds", *cells(depths))
     table.add_row("... of those that reached n-1", *cells(acceptance["given_the_one_before"]))
