@@ -9,14 +9,16 @@
 // that its position alone decides. A token among the rows of a call and the same token in the cache have one position, so every sum
 // has the same terms in the same order, and float32 is enough. Empty slots of the cache are never read: a step costs what is cached.
 //
-// Bytes: a key or value of the past is read once for every task of its head, of up to 32 query rows; within a task, blocks of slots
-// stay in the first cache while the rows pass over them.
+// Bytes: a key of the past is read once; a value once for every 32 query rows of its head. Blocks of slots stay in the first cache
+// while the rows pass over them.
 #include "attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "vector.h"
@@ -37,6 +39,7 @@ struct Part {
 
 constexpr int kMost = 32;  // query rows of one task
 constexpr int64_t kTasks = 8;
+constexpr int64_t kRoom = int64_t{1} << 26;  // bytes of scores
 constexpr int64_t kBlock = 64;  // slots whose keys or values stay in the first cache while every row passes over them
 
 // What a query row sees among the rows of the call, ascending.
@@ -202,46 +205,114 @@ float numerators(float* scores, int64_t count, float by) {
   return count ? sum_of(sum) : 1.0f;
 }
 
+// Queries [count] against what they see, once their scores of the past [stride] and of all rows of the call [others] are there.
 template <int kWide>
-void attend_wide(int rows, const Shape& shape, const Part& part, const float* const* queries, const Seen* seen, float* scores,
-                 int64_t stride, float* const* outs) {
-  constexpr int64_t kDim = 16 * kWide;
-  score(part.past_key, part.past, kDim, rows, queries, scores, stride);
-  thread_local std::vector<float> beside;  // scores of all rows of the call, [rows, others]
-  const int64_t others = (shape.others + kBlock - 1) / kBlock * kBlock;
-  if (static_cast<int64_t>(beside.size()) < rows * others) beside.resize(rows * others);
-  score(part.new_key, shape.others, kDim, rows, queries, beside.data(), others);
+void attend(int count, const Shape& shape, const Part& part, const Seen* seen, float* scores, int64_t stride, float* beside,
+            int64_t others, float* const* outs) {
+  constexpr int64_t kDim = kLanes * kWide;
   float totals[kMost];
-  for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * stride;
+  for (int r = 0; r < count; ++r) {
+    float *row = scores + r * stride, *dense = beside + r * others;
     const int64_t more = seen[r].size();
-    for (int64_t n = 0; n < more; ++n) row[part.past + n] = beside[r * others + seen[r][n]];
+    for (int64_t n = 0; n < more; ++n) row[part.past + n] = dense[seen[r][n]];
     totals[r] = numerators(row, part.past + more, shape.scaling);
-    float* dense = beside.data() + r * others;
     std::fill(dense, dense + shape.others, 0.0f);
     for (int64_t n = 0; n < more; ++n) dense[seen[r][n]] = row[part.past + n];
     std::fill(outs[r], outs[r] + kDim, 0.0f);
   }
   for (int64_t n = 0; n < part.past; n += kBlock) {
-    add_values<kWide>(part.past_value + n * kDim, std::min(kBlock, part.past - n), rows, scores + n, stride, outs);
+    add_values<kWide>(part.past_value + n * kDim, std::min(kBlock, part.past - n), count, scores + n, stride, outs);
   }
-  add_values<kWide>(part.new_value, shape.others, rows, beside.data(), others, outs);
-  for (int r = 0; r < rows; ++r) {
+  add_values<kWide>(part.new_value, shape.others, count, beside, others, outs);
+  for (int r = 0; r < count; ++r) {
     for (int64_t d = 0; d < kDim; ++d) outs[r][d] /= totals[r];
   }
 }
 
-void attend(int count, const Shape& shape, const Part& part, const float* const* queries, const Seen* seen, float* scores,
-            int64_t stride, float* const* outs) {
-  switch (shape.dim) {
-    case 16: return attend_wide<1>(count, shape, part, queries, seen, scores, stride, outs);
-    case 32: return attend_wide<2>(count, shape, part, queries, seen, scores, stride, outs);
-    case 64: return attend_wide<4>(count, shape, part, queries, seen, scores, stride, outs);
-    case 96: return attend_wide<6>(count, shape, part, queries, seen, scores, stride, outs);
-    case 128: return attend_wide<8>(count, shape, part, queries, seen, scores, stride, outs);
+// The work of some sequences, in two steps: scores of a block of keys for every query of its head, so that keys are turned once;
+// then softmax and values of a few queries.
+class Steps {
+ public:
+  Steps(const Shape& shape, std::vector<Part> parts, std::vector<const float*> queries, std::vector<float*> outs, const bool* visible)
+      : shape_(shape), parts_(std::move(parts)), queries_(std::move(queries)), outs_(std::move(outs)), visible_(visible) {
+    per_head_ = shape.heads / shape.kv_heads * shape.rows;
+    const int64_t chunks = std::max<int64_t>(1, kTasks / static_cast<int64_t>(parts_.size()));
+    together_ = std::clamp<int64_t>((per_head_ + chunks - 1) / chunks, 1, kMost);
+    chunks_ = (per_head_ + together_ - 1) / together_;
+    for (const Part& part : parts_) longest_ = std::max(longest_, part.past);
+    wide_ = shape.dim % kLanes == 0 && (shape.dim / kLanes <= 2 || (shape.dim % 32 == 0 && shape.dim <= 128));
+    others_ = (shape.others + kBlock - 1) / kBlock * kBlock;
+    stride_ = longest_ + others_ + kBlock;
+    blocks_ = wide_ ? (longest_ + kBlock - 1) / kBlock + 1 : 0;  // the last one: rows of the call
   }
-  for (int r = 0; r < count; ++r) attend_plain(shape, part, queries[r], seen[r], scores + r * stride, outs[r]);
-}
+
+  // Bytes of scores.
+  static int64_t room(const Shape& shape, int64_t past) { return shape.heads * shape.rows * (past + 3 * shape.others + 3 * kBlock) * 4; }
+
+  void run(const Call& call) {
+    thread_local std::vector<float> scores_of_thread, beside_of_thread;
+    const int64_t rows = parts_.size() * per_head_, first = parts_.size() * blocks_, second = parts_.size() * chunks_;
+    if (static_cast<int64_t>(scores_of_thread.size()) < rows * stride_) scores_of_thread.resize(rows * stride_);
+    if (static_cast<int64_t>(beside_of_thread.size()) < rows * others_) beside_of_thread.resize(rows * others_);
+    scores_ = scores_of_thread.data(), beside_ = beside_of_thread.data();
+    // Who waits for the first step, waits for work that somebody has claimed and is doing.
+    std::atomic<int64_t> claimed{0}, ready{0}, claimed_later{0};
+    auto work = [&](size_t) {
+      for (int64_t item; (item = claimed.fetch_add(1)) < first; ready.fetch_add(1)) score_block(item / blocks_, item % blocks_);
+      while (ready.load(std::memory_order_acquire) < first) _mm_pause();
+      for (int64_t item; (item = claimed_later.fetch_add(1)) < second;) attend_some(item / chunks_, item % chunks_);
+    };
+    call.parallel(std::min<int64_t>(kTasks, second), work);
+  }
+
+ private:
+  void score_block(int64_t head, int64_t block) const {
+    const Part& part = parts_[head];
+    const float* const* queries = queries_.data() + head * per_head_;
+    const int rows = static_cast<int>(per_head_);
+    if (block == blocks_ - 1) {
+      return score(part.new_key, shape_.others, shape_.dim, rows, queries, beside_ + head * per_head_ * others_, others_);
+    }
+    const int64_t at = block * kBlock, count = std::min(kBlock, part.past - at);
+    if (count > 0) score(part.past_key + at * shape_.dim, count, shape_.dim, rows, queries, scores_ + head * per_head_ * stride_ + at, stride_);
+  }
+
+  void attend_some(int64_t head, int64_t chunk) const {
+    thread_local Seen seen[kMost];
+    const int64_t groups = shape_.heads / shape_.kv_heads, begin = chunk * together_, first = head * per_head_ + begin;
+    const int count = static_cast<int>(std::min(together_, per_head_ - begin));
+    const bool* visible = visible_ + head / shape_.kv_heads * shape_.rows * shape_.others;
+    for (int n = 0; n < count; ++n) {
+      const bool* sees = visible + (begin + n) / groups * shape_.others;
+      seen[n].clear();
+      for (int64_t other = 0; other < shape_.others; ++other) {
+        if (sees[other]) seen[n].push_back(static_cast<int32_t>(other));
+      }
+    }
+    const Part& part = parts_[head];
+    float *scores = scores_ + first * stride_, *beside = beside_ + first * others_, *const *outs = outs_.data() + first;
+    if (!wide_) {
+      for (int n = 0; n < count; ++n) attend_plain(shape_, part, queries_[first + n], seen[n], scores + n * stride_, outs[n]);
+      return;
+    }
+    switch (shape_.dim / kLanes) {
+      case 1: return attend<1>(count, shape_, part, seen, scores, stride_, beside, others_, outs);
+      case 2: return attend<2>(count, shape_, part, seen, scores, stride_, beside, others_, outs);
+      case 4: return attend<4>(count, shape_, part, seen, scores, stride_, beside, others_, outs);
+      case 6: return attend<6>(count, shape_, part, seen, scores, stride_, beside, others_, outs);
+      case 8: return attend<8>(count, shape_, part, seen, scores, stride_, beside, others_, outs);
+    }
+  }
+
+  const Shape shape_;
+  const std::vector<Part> parts_;               // of every key/value head of every sequence
+  const std::vector<const float*> queries_;     // [parts, per_head]
+  const std::vector<float*> outs_;
+  const bool* visible_;
+  int64_t per_head_, together_, chunks_, blocks_, others_, stride_, longest_ = 0;
+  bool wide_;
+  float *scores_ = nullptr, *beside_ = nullptr;  // [parts, per_head, stride or others]
+};
 
 }  // namespace
 
@@ -258,35 +329,31 @@ ort::Status* tree_attention(const Call& call) {
   float* result = static_cast<float*>(call.output(0, dims, 3));
   if (batch * rows == 0) return nullptr;
 
-  // rows of a task read keys and values together: as many as leave a few tasks for every thread
-  const int64_t parts = std::max<int64_t>(1, kTasks / (batch * shape.kv_heads));
-  const int64_t together = std::clamp<int64_t>((queries + parts - 1) / parts, 1, kMost);
-  const int64_t chunks = (queries + together - 1) / together;
-  auto work = [&](size_t task) {
-    const int64_t sequence = task / (shape.kv_heads * chunks), kv = task / chunks % shape.kv_heads, chunk = task % chunks;
-    const int64_t head = sequence * shape.kv_heads + kv, slots = head * shape.capacity * dim;
-    const Part part{past_key.as<float>() + slots, past_value.as<float>() + slots, new_key.as<float>() + head * others * dim,
-                    new_value.as<float>() + head * others * dim, std::min(past_length.as<int64_t>()[sequence], shape.capacity)};
-    thread_local std::vector<float> scores;
-    thread_local Seen seen[kMost];
-    const int64_t stride = part.past + others + kBlock;
-    if (static_cast<int64_t>(scores.size()) < kMost * stride) scores.resize(kMost * stride);
-    const float* from[kMost];
-    float* to[kMost];
-    const int count = static_cast<int>(std::min(together, queries - chunk * together));
-    for (int n = 0; n < count; ++n) {
-      const int64_t row = (chunk * together + n) / groups, which = kv * groups + (chunk * together + n) % groups;
-      from[n] = query.as<float>() + ((sequence * shape.heads + which) * rows + row) * dim;
-      to[n] = result + ((sequence * rows + row) * shape.heads + which) * dim;
-      const bool* sees = visible.as<bool>() + (sequence * rows + row) * others;
-      seen[n].clear();
-      for (int64_t other = 0; other < others; ++other) {
-        if (sees[other]) seen[n].push_back(static_cast<int32_t>(other));
+  const auto past = [&](int64_t sequence) { return std::min(past_length.as<int64_t>()[sequence], shape.capacity); };
+  for (int64_t sequence = 0, last; sequence < batch; sequence = last) {
+    // as many sequences at once as have room for their scores
+    int64_t longest = past(sequence);
+    for (last = sequence + 1; last < batch; ++last) {
+      longest = std::max(longest, past(last));
+      if ((last + 1 - sequence) * Steps::room(shape, longest) > kRoom) break;
+    }
+    std::vector<Part> parts;
+    std::vector<const float*> from;
+    std::vector<float*> to;
+    for (int64_t each = sequence; each < last; ++each) {
+      for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
+        const int64_t head = each * shape.kv_heads + kv, slots = head * shape.capacity * dim, fresh = head * others * dim;
+        parts.push_back({past_key.as<float>() + slots, past_value.as<float>() + slots, new_key.as<float>() + fresh,
+                         new_value.as<float>() + fresh, past(each)});
+        for (int64_t n = 0; n < queries; ++n) {
+          const int64_t row = n / groups, which = kv * groups + n % groups;
+          from.push_back(query.as<float>() + ((each * shape.heads + which) * rows + row) * dim);
+          to.push_back(result + ((each * rows + row) * shape.heads + which) * dim);
+        }
       }
     }
-    attend(count, shape, part, from, seen, scores.data(), stride, to);
-  };
-  call.parallel(batch * shape.kv_heads * chunks, work);
+    Steps(shape, std::move(parts), std::move(from), std::move(to), visible.as<bool>() + sequence * rows * others).run(call);
+  }
   return nullptr;
 }
 
