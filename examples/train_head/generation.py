@@ -25,6 +25,21 @@ from jakiro_runtime.kernels import library
 
 QUESTION, ANSWER = 64, 224  # tokens at most
 _LIKELY = 512  # tokens that are drawn from
+_OPENED = 3  # of four questions begin with words that are given
+# How people begin when they ask. What a small target asks by itself is of few kinds.
+OPENINGS = (
+    "Write a", "Write a short story about", "Write an email to", "Write a poem about", "Write a Python function that",
+    "Write a program", "Write a review of", "Write a persuasive", "Implement", "Create a", "Design a", "Draft a", "Compose a",
+    "Describe", "Explain", "Explain the difference between", "Explain why", "How does", "How do I", "How many", "How can",
+    "What is", "What are the", "What would happen if", "What are some", "Why do", "Why is", "Who was", "When did", "Where",
+    "Which", "Can you", "Could you", "Give me", "Give three examples of", "List", "Name", "Compare", "Discuss", "Analyze",
+    "Evaluate", "Summarize the following text:", "Rewrite the following sentence:", "Translate", "Classify the following",
+    "Extract the", "Identify", "Correct the", "Edit", "Solve", "Calculate", "Find the", "If", "Suppose", "Given", "Consider",
+    "A", "The", "In", "There are", "Imagine you are", "Pretend to be", "You are a", "Act as a", "Please", "Help me",
+    "Tell me", "I", "I want to", "My", "Let's", "Should", "Is it", "Do you", "Provide", "Suggest", "Recommend", "Plan",
+    "Outline", "Develop", "Read the following passage:", "Complete the", "Generate", "Define", "Prove that", "Use", "Make",
+    "Convert", "Count", "Arrange", "Determine", "Choose", "Debate", "Teach me",
+)  # fmt: skip
 _LOOP, _PERIOD = 48, 24  # an answer that repeats up to so many tokens over so many has nothing more to teach
 
 
@@ -97,6 +112,7 @@ class Passes:
 def generate(
     passes: Passes,
     headers: tuple[list[int], list[int]],
+    openings: Sequence[Sequence[int]],
     eos: Sequence[int],
     file: Path,
     tokens: int,
@@ -105,8 +121,9 @@ def generate(
 ) -> None:
     """Let the target ask and answer until `file` holds `tokens` tokens; what the file already holds counts.
 
-    The question is drawn after the user header (temperature 1, top-p 0.95). Three answers in four are greedy, as the head is
-    asked to guess greedy text most of the time; the rest is drawn at temperature 0.8. An answer stops where it goes in circles.
+    The question is drawn after the user header (temperature 1, top-p 0.95), three in four behind one of the openings. Three
+    answers in four are greedy, as the head is asked to guess greedy text most of the time; the rest is drawn at temperature 0.8.
+    An answer stops where it goes in circles.
     """
     before, after = headers
     done, have = take_up(file, passes.features.shape[1])
@@ -114,7 +131,9 @@ def generate(
 
     def begin() -> _Talk:
         number = next(numbers)
-        begun[number] = talk = _Talk(np.random.default_rng((seed, number)), number % 4 == 3, list(before))
+        random = np.random.default_rng((seed, number))
+        opening = openings[random.integers(len(openings))] if openings and random.random() < _OPENED / 4 else []
+        begun[number] = talk = _Talk(random, number % 4 == 3, [*before, *opening])
         return talk
 
     begun: dict[int, _Talk] = {}

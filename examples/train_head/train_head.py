@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from conversations import headers, read
 from features import Text, extract
-from generation import ANSWER, QUESTION, Passes, features_of, generate, take_up, written_graph
+from generation import ANSWER, OPENINGS, QUESTION, Passes, features_of, generate, take_up, written_graph
 from model import TrainedHead
 from publish import publish
 from rich.console import Console
@@ -133,13 +133,15 @@ def _given(target: Target, files: tuple[Path, ...], work: Path) -> tuple[list[li
 
 def _generated(target: Target, work: Path, tokens: int, slots: int, seed: int) -> tuple[list[list[int]], np.ndarray]:
     """Conversations of the target with itself, and their features."""
-    file, marks, hidden = work / "conversations.jsonl", headers(target.tokenizer()), target.config.hidden_size
+    tokenizer = target.tokenizer()
+    file, marks, hidden = work / "conversations.jsonl", headers(tokenizer), target.config.hidden_size
+    openings = [tokenizer.encode(words, add_special_tokens=False) for words in OPENINGS]
     if take_up(file, hidden)[1] < tokens:
         with _bar("The target's graph", 1.0):
             graph = open_graph(written_graph(target, work))
         passes = Passes(graph, target.config, len(marks[0]) + len(marks[1]) + QUESTION + ANSWER, slots)
         with _bar("Text", tokens) as advance:
-            generate(passes, marks, target.eos_token_ids(), file, tokens, seed, advance)
+            generate(passes, marks, openings, target.eos_token_ids(), file, tokens, seed, advance)
     return list(read(file, target.config.vocab_size)), np.memmap(features_of(file), np.float16, "r").reshape(-1, hidden)
 
 
