@@ -42,8 +42,8 @@ def picture(file: Path, trainer: Trainer) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     steps = [m.step for m in trainer.history]
     for depth in range(len(trainer.history[-1].accuracy)):
-        axes.plot(steps, [m.accuracy[depth] for m in trainer.history], label=f"depth {depth + 1}")
-    axes.plot(steps, [m.contrast for m in trainer.history], "--", label="parallel step, one further")
+        axes.plot(steps, [m.accuracy[depth] for m in trainer.history], marker=".", label=f"depth {depth + 1}")
+    axes.plot(steps, [m.contrast for m in trainer.history], "--", marker=".", label="parallel step, one further")
     axes.set(xlabel="training step", ylabel="best guess = target's choice", title="Held-out accuracy", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
