@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 _HELD_OUT = 48  # one conversation in so many is held out, until there are enough
+_BLOCK = 256  # conversations that are sorted by length and computed together
 
 
 class Text:
@@ -36,9 +37,7 @@ class Text:
 
     def keep(self, tokens: int, held_out: int) -> None:
         """Keep what is held out, and of the rest so many tokens, from the first on."""
-        held = set(self.held_out(held_out).tolist())
-        lengths = np.where([n in held for n in range(len(self.tokens))], 0, self.lengths)
-        kept = np.flatnonzero(np.cumsum(lengths) <= tokens)
+        kept = part(self.tokens, tokens, held_out)
         self.tokens, self.features = [self.tokens[n] for n in kept], [self.features[n] for n in kept]
 
     @property
@@ -50,57 +49,87 @@ class Text:
         return np.bincount(np.concatenate(self.tokens), minlength=vocab)
 
     def held_out(self, most: int) -> np.ndarray:
-        """The numbers of conversations to measure on. Text that is added later does not change them once there are `most`."""
-        most = min(most, max(1, len(self.tokens) // 5))
-        drawn = [n for n, tokens in enumerate(self.tokens) if zlib.crc32(tokens.tobytes()) % _HELD_OUT == 0]
-        return np.array((drawn + [n for n in range(len(self.tokens)) if n not in set(drawn)])[:most])
+        """The numbers of conversations to measure on, at most so many."""
+        return held_out(self.tokens, most)
+
+
+def held_out(conversations: Sequence[np.ndarray], most: int) -> np.ndarray:
+    """Which of int32 conversations to measure on. Text that is added later does not change them once there are `most`."""
+    most = min(most, max(1, len(conversations) // 5))
+    drawn = [n for n, tokens in enumerate(conversations) if zlib.crc32(tokens.tobytes()) % _HELD_OUT == 0]
+    return np.array((drawn + [n for n in range(len(conversations)) if n not in set(drawn)])[:most])
+
+
+def part(conversations: Sequence[np.ndarray], tokens: int, held: int) -> list[int]:
+    """Which of int32 conversations to use of a text: what is held out, then of the rest so many tokens, from the first on."""
+    out = held_out(conversations, held).tolist()
+    rest = np.setdiff1d(np.arange(len(conversations)), out)
+    lengths = np.array([len(conversations[n]) for n in rest])
+    return [*out, *rest[np.cumsum(lengths) <= tokens].tolist()]
 
 
 def extract(
     model: nn.Module,
-    conversations: Sequence[Sequence[int]],
+    conversations: Sequence[np.ndarray],
     folder: Path,
     progress: Callable[[int], None],
     tokens_per_call: int = 4096,
 ) -> np.ndarray:
-    """Run the target over every conversation. What an interrupted run left in `folder` is kept and continued.
+    """Run the target over every conversation. What an earlier run left in `folder` is kept as far as its conversations are these.
+
+    Args:
+        conversations: int32 [length] each
 
     Returns:
         float16 [all tokens, hidden], on disk
     """
     folder.mkdir(parents=True, exist_ok=True)
     hidden = model.config.hidden_size  # type: ignore[union-attr]
-    starts = np.concatenate([[0], np.cumsum([len(c) for c in conversations])]).astype(np.int64)
-    total = int(starts[-1])
     state, file = folder / "features.json", folder / "features.f16"
-    wanted = {"total": total, "hidden": hidden, "sum": sum(map(sum, conversations))}
-    done = 0
-    if state.is_file() and file.is_file() and file.stat().st_size == total * hidden * 2:
-        found = json.loads(state.read_text())
-        done = found.pop("done") if {k: found[k] for k in wanted} == wanted else 0
-    features = np.memmap(file, np.float16, "r+" if done else "w+", shape=(total, hidden))
-    order = np.argsort([len(c) for c in conversations], kind="stable")
-    counted = 0
-    while counted < len(order):
-        longest, size = 0, 0
-        while counted + size < len(order):
-            longest = max(longest, len(conversations[order[counted + size]]))
-            if size and longest * (size + 1) > tokens_per_call:
-                break
-            size += 1
-        group = order[counted : counted + size]
-        counted += size
-        if counted > done:
-            _run(model, [conversations[n] for n in group], [features[starts[n] : starts[n + 1]] for n in group])
-            features.flush()
-            state.with_suffix(".new").write_text(json.dumps({**wanted, "done": counted}))
+    marks = [zlib.crc32(c.tobytes()) for c in conversations]
+    done = _taken_up(marks, hidden, state)
+    ends = np.concatenate([[0], np.cumsum([len(c) for c in conversations])]).astype(np.int64)
+    progress(int(ends[done]))
+    with file.open("r+b" if done else "wb") as rows:
+        while done < len(conversations):
+            block = conversations[done : done + _BLOCK]
+            rows.seek(int(ends[done]) * hidden * 2)
+            rows.write(_features(model, block, tokens_per_call).tobytes())
+            rows.flush()
+            done += len(block)
+            state.with_suffix(".new").write_text(json.dumps({"hidden": hidden, "conversations": marks[:done]}))
             state.with_suffix(".new").replace(state)
-        progress(int(sum(len(conversations[n]) for n in order[:counted])))
-    return features
+            progress(int(ends[done]))
+    return np.memmap(file, np.float16, "r", shape=(int(ends[-1]), hidden))
+
+
+def _taken_up(marks: Sequence[int], hidden: int, state: Path) -> int:
+    """How many of these conversations an earlier run has begun with, by their checksums."""
+    found = json.loads(state.read_text()) if state.is_file() else {}
+    if found.get("hidden") != hidden or not isinstance(found.get("conversations"), list):
+        return 0
+    same = [one == other for one, other in zip(marks, found["conversations"], strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def _features(model: nn.Module, conversations: Sequence[np.ndarray], tokens_per_call: int) -> np.ndarray:
+    """float16 [all tokens, hidden]: conversations of similar length share a call, so that little of it is padding."""
+    lengths = np.array([len(c) for c in conversations])
+    ends = np.cumsum(lengths)
+    out = np.empty((int(ends[-1]), model.config.hidden_size), np.float16)  # type: ignore[union-attr]
+    order, start = np.argsort(lengths, kind="stable"), 0
+    while start < len(order):
+        size = 1
+        while start + size < len(order) and lengths[order[start + size]] * (size + 1) <= tokens_per_call:
+            size += 1
+        group = order[start : start + size]
+        start += size
+        _run(model, [conversations[n] for n in group], [out[ends[n] - lengths[n] : ends[n]] for n in group])
+    return out
 
 
 @torch.inference_mode()
-def _run(model: nn.Module, conversations: Sequence[Sequence[int]], out: Sequence[np.ndarray]) -> None:
+def _run(model: nn.Module, conversations: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
     """One call. Rows are padded on the right, where causal attention does not look."""
     longest = max(map(len, conversations))
     batch = torch.tensor([[*c, *[0] * (longest - len(c))] for c in conversations])

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_CHUNK = 512  # rows whose logits are held at once
+
 
 class Expert(nn.Module):
     """SwiGLU."""
@@ -80,7 +82,7 @@ class TrainedHead(nn.Module):
         mixture: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.rope_theta = heads, kv_heads, head_dim, rope_theta
+        self.heads, self.kv_heads, self.head_dim, self.rope_theta, self.inner = heads, kv_heads, head_dim, rope_theta, inner
         self.fc = nn.Linear(2 * hidden, hidden)
         self.layers = nn.ModuleList([Layer(hidden, heads, kv_heads, head_dim, inner, norm_eps)])
         with torch.no_grad():  # start as a copy of the feature: the next one resembles it
@@ -116,9 +118,10 @@ class TrainedHead(nn.Module):
         distance = far[:, None] - far[None, :]
         chain_keys: list[Tensor] = []
         chain_values: list[Tensor] = []
-        given = features
+        given, width = features, embeddings.shape[-1]
+        tokens = F.linear(embeddings, self.fc.weight[:, :width], self.fc.bias)  # the same at every step
         for step in range(steps):
-            x = self.fc(torch.cat([embeddings, given], -1))
+            x = tokens + F.linear(given, self.fc.weight[:, width:])
             q, k, v = self._split(attn.q_proj(x), self.heads), self._split(attn.k_proj(x), self.kv_heads), attn.v_proj(x)
             q, k, v = _rotate(q, cos, sin), _rotate(k, cos, sin), self._split(v, self.kv_heads)
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -153,31 +156,27 @@ def _shift(x: Tensor, rows: int) -> Tensor:
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of `features @ projection.T` against soft targets, without ever holding all logits.
+    """Cross-entropy of `features @ projection.T` against soft targets, summed over the rows, without ever holding all logits.
 
     The projection is the target's and does not learn, so the gradient of the features is all that backward needs; it is made
-    chunk by chunk while the logits are in cache.
+    chunk by chunk while the logits are in cache. Smaller chunks multiply at three quarters of the speed.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, features: Tensor, projection: Tensor, targets: Tensor, weight: Tensor
-    ) -> Tensor:
-        """features [rows, hidden], projection [vocab, hidden], targets [rows, vocab] summing to 1, weight [rows] -> scalar."""
+    def forward(ctx: torch.autograd.function.FunctionCtx, features: Tensor, projection: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        """features [rows, hidden], projection [vocab, hidden], targets [rows, vocab] summing to 1 -> scalar."""
         total = torch.zeros((), device=features.device)
         gradient = torch.empty_like(features)
-        for part in torch.arange(len(features), device=features.device).split(128):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
-            logits = (features[rows].to(projection.dtype) @ projection.T).float()
-            log_probs = logits.log_softmax(-1)
+        for start in range(0, len(features), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            log_probs = (features[rows].to(projection.dtype) @ projection.T).float().log_softmax(-1)
             wanted = targets[rows].float()
-            w = weight[rows, None]
-            total -= ((wanted * log_probs).sum(-1) * w[:, 0]).sum()
-            gradient[rows] = ((log_probs.exp_() - wanted).mul_(w).to(projection.dtype) @ projection).to(features.dtype)
+            total -= (wanted * log_probs).sum()
+            gradient[rows] = (log_probs.exp_().sub_(wanted).to(projection.dtype) @ projection).to(features.dtype)
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * upstream, None, None, None
+        return gradient * upstream, None, None

@@ -21,7 +21,7 @@ def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[s
     save_file(weights(trainer.head), folder / "model.safetensors")
     frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
     save_file({"token_ids": frequent}, folder / "token_order.safetensors")
-    figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.near_ties,
+    figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
                "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history]}  # fmt: skip
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
     picture(folder / "training.png", trainer)
@@ -41,9 +41,9 @@ def picture(file: Path, trainer: Trainer) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     steps = [m.step for m in trainer.history]
-    for depth in range(trainer.settings.chain):
-        axes.plot(steps, [m.accuracy[depth] for m in trainer.history], label=f"depth {depth + 1}")
-    axes.plot(steps, [m.contrast for m in trainer.history], "--", label="parallel step, one further")
+    for depth in range(len(trainer.history[-1].accuracy)):
+        axes.plot(steps, [m.accuracy[depth] for m in trainer.history], marker=".", label=f"depth {depth + 1}")
+    axes.plot(steps, [m.contrast for m in trainer.history], "--", marker=".", label="parallel step, one further")
     axes.set(xlabel="training step", ylabel="best guess = target's choice", title="Held-out accuracy", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

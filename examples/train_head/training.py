@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from features import Text
+from heldout import HeldOut, Measure
 from model import SoftCrossEntropy, TrainedHead
 from torch import Tensor
+
+_SAVE = 100  # steps that an interruption may cost
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Settings:
     feature_loss: float = 0.2  # SmoothL1 between predicted and true features
     contrast_loss: float = 0.4  # the parallel step's second guess, from the second phase on
     held_out: int = 96  # conversations
+    depths: int = 4  # measured on them
 
     def chain_at(self, share: float) -> int:
         """Steps to train after a share of the training: short chains first, they cost less."""
@@ -45,61 +49,40 @@ class Settings:
         return self.learning_rate * min(1.0, share / 0.02 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
 
 
-@dataclass
-class Measure:
-    """Held-out figures at one moment. `accuracy[d]`: how often the best guess at depth d is what the target would write."""
-
-    step: int
-    hours: float
-    loss: float
-    accuracy: list[float]
-    contrast: float
-
-    @property
-    def chain_tau(self) -> float:
-        """Tokens per target pass if only the single best guess were drafted at each depth."""
-        return 1.0 + sum(math.prod(self.accuracy[: n + 1]) for n in range(len(self.accuracy)))
-
-
 class Trainer:
     """Trains `head` on `data`; `embedding` and `projection` are the target's, [vocab, hidden].
 
-    near_ties: the share of held-out positions at which the target's second best logit is less than so far behind its best: what
-        no head can know
+    seconds, cpu: what the steps took, by the clock and of the processor
+    held: what it is measured on; trainers that share text may share it
     """
 
     def __init__(
-        self, head: TrainedHead, data: Text, embedding: Tensor, projection: Tensor, settings: Settings, folder: Path
+        self,
+        head: TrainedHead,
+        data: Text,
+        embedding: Tensor,
+        projection: Tensor,
+        settings: Settings,
+        folder: Path,
+        held: HeldOut | None = None,
     ) -> None:
         self.head, self.data, self.settings, self.folder = head, data, settings, folder
         self.embedding, self.dtype = embedding.float(), fast_dtype()
-        self.projection = projection.to(self.dtype)
         self.order = np.argsort(-data.frequencies(len(embedding)), kind="stable")
         vocab = min(settings.draft_vocab, len(embedding))
-        self.kept = np.sort(self.order[:vocab])
-        self.small = self.projection[torch.from_numpy(self.kept)].contiguous()
+        self.kept = torch.from_numpy(np.sort(self.order[:vocab]))
+        self.small = projection[self.kept].to(self.dtype).contiguous()
         self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
-        self.held = data.held_out(settings.held_out)
-        self.lengths, self.train = data.lengths, np.setdiff1d(np.arange(len(data.tokens)), self.held)
+        self.held = held or HeldOut(data, settings.held_out, projection)
+        self.lengths, self.train = data.lengths, np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            learning, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+            learning, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
         )
-        self.step, self.seconds, self.epoch, self.batch = 0, 0.0, 0, 0
+        self.step, self.seconds, self.cpu, self.epoch, self.batch = 0, 0.0, 0.0, 0, 0
         self.history: list[Measure] = []
-        exact = projection.float().T
-        found = [self._target_choices(n, exact) for n in self.held]
-        self._truth = [choices for choices, _ in found]
-        margins = torch.cat([margin for _, margin in found])
-        self.near_ties = {str(width): round(float((margins < width).float().mean()), 4) for width in (0.1, 0.25, 0.5, 1.0)}
 
     # -- data
-
-    def _target_choices(self, n: int, projection: Tensor) -> tuple[Tensor, Tensor]:
-        """What the target would write after every position of a conversation, and how far behind its second choice is."""
-        logits = torch.from_numpy(np.array(self.data.features[n])).float() @ projection
-        best, tokens = logits.topk(2, -1)
-        return tokens[:, 0], best[:, 0] - best[:, 1]
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: conversations of similar length together, in random order."""
@@ -157,40 +140,21 @@ class Trainer:
 
     def _compare(self, guess: Tensor, truth: Tensor, wanted: Tensor, real: Tensor, ahead: int, step: int) -> Tensor:
         """The loss of guesses of the features `ahead` rows later; rows before `step` have no chain."""
-        rows = truth.shape[1] - ahead
-        guess, seen = guess[:, step:rows].flatten(0, 1).float(), real[:, step + ahead :].flatten()
-        goal, share = truth[:, step + ahead :].flatten(0, 1), wanted[:, step + ahead :].flatten(0, 1)
-        weight = seen.float() / seen.sum().clamp(min=1)
-        words = SoftCrossEntropy.apply(guess, self.small, share, weight)
-        distance = torch.nn.functional.smooth_l1_loss(guess, goal, reduction="none").mean(-1)
-        return words + self.settings.feature_loss * (distance * weight).sum() / self.scale
+        rows, seen = truth.shape[1] - ahead, real[:, step + ahead :]
+        guess, goal, share = guess[:, step:rows][seen].float(), truth[:, step + ahead :][seen], wanted[:, step + ahead :][seen]
+        words = SoftCrossEntropy.apply(guess, self.small, share) / len(guess)
+        return words + self.settings.feature_loss * torch.nn.functional.smooth_l1_loss(guess, goal) / self.scale
 
     # -- held-out text
 
-    @torch.no_grad()
     def measure(self, loss: float) -> Measure:
-        """Accuracy at every depth of the chain on held-out conversations."""
-        chain = self.settings.chain
-        hits, counts, contrast_hits, contrast_count = np.zeros(chain), np.zeros(chain), 0, 0
-        kept = torch.from_numpy(self.kept)
+        """Accuracy at every depth of the chain on held-out conversations; added to `history`."""
         self.head.eval()
-        for n, truth in zip(self.held, self._truth, strict=True):
-            tokens, features, _ = self._load(np.array([n]))
-            embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
-            with self._autocast():
-                for step, (primary, contrast) in enumerate(self.head.steps(embeddings, features[:, :-1], chain)):
-                    best = kept[(primary[0, step:].to(self.dtype) @ self.small.T).argmax(-1)]
-                    hits[step] += int((best == truth[step + 1 :]).sum())
-                    counts[step] += len(best)
-                    if step == chain - 1:
-                        second = kept[(contrast[0, step:-1].to(self.dtype) @ self.small.T).argmax(-1)]
-                        contrast_hits += int((second == truth[step + 2 :]).sum())
-                        contrast_count += len(second)
+        with self._autocast():
+            accuracy, contrast = self.held.accuracy(self.head, self.embedding, self.small, self.kept, self.settings.depths)
         self.head.train()
-        accuracy = [float(x) for x in hits / counts.clip(1)]
-        found = Measure(self.step, self.seconds / 3600, loss, accuracy, contrast_hits / max(1, contrast_count))
-        self.history.append(found)
-        return found
+        self.history.append(Measure(self.step, self.seconds / 3600, loss, accuracy, contrast))
+        return self.history[-1]
 
     # -- the whole of it
 
@@ -202,41 +166,47 @@ class Trainer:
         return self.seconds / 3600 / (self.settings.hours or 1.0)
 
     def run(self, every: int, said: Callable[[Measure], None], progress: Callable[[float], None]) -> None:
-        """Train to the end, measuring and saving every `every` steps."""
+        """Train to the end, saving every `_SAVE` steps, measuring and saving every `every`."""
         torch.set_flush_denormal(True)  # probabilities are full of denormals, which are slow
         self.head.train()
         groups = self._epoch(self.epoch)
         losses: list[float] = []
         while self.share < 1.0:
-            started = time.monotonic()
             if self.batch == len(groups):
                 self.epoch, self.batch = self.epoch + 1, 0
                 groups = self._epoch(self.epoch)
-            torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
-            for each in self.optimizer.param_groups:
-                each["lr"] = self.settings.rate_at(self.share)
-            with self._autocast():
-                loss = self._loss(groups[self.batch], self.settings.chain_at(self.share), self.share >= 0.3)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.clip)
-            self.optimizer.step()
-            losses.append(float(loss))
-            self.step, self.batch = self.step + 1, self.batch + 1
-            self.seconds += time.monotonic() - started
+            losses.append(self._learn(groups[self.batch]))
             progress(min(1.0, self.share))
-            if self.step % every == 0 or self.share >= 1.0:
+            measured = self.step % every == 0 or self.share >= 1.0
+            if measured:
                 said(self.measure(float(np.mean(losses))))
                 losses = []
+            if measured or self.step % _SAVE == 0:
                 self.save()
+
+    def _learn(self, group: np.ndarray) -> float:
+        """One step; its loss."""
+        started, cpu = time.monotonic(), time.process_time()
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
+        for each in self.optimizer.param_groups:
+            each["lr"] = self.settings.rate_at(self.share)
+        with self._autocast():
+            loss = self._loss(group, self.settings.chain_at(self.share), self.share >= 0.3 and self.settings.contrast_loss > 0)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.step, self.batch = self.step + 1, self.batch + 1
+        self.seconds, self.cpu = self.seconds + time.monotonic() - started, self.cpu + time.process_time() - cpu
+        return float(loss)
 
     # -- state on disk
 
     def save(self) -> None:
         state = {
             "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "seconds": self.seconds, "epoch": self.epoch, "batch": self.batch, "train": len(self.train),
-            "history": [asdict(m) for m in self.history], "settings": json.dumps(asdict(self.settings)),
+            "step": self.step, "seconds": self.seconds, "cpu": self.cpu, "epoch": self.epoch, "batch": self.batch,
+            "train": len(self.train), "history": [asdict(m) for m in self.history], "settings": json.dumps(asdict(self.settings)),
         }  # fmt: skip
         torch.save(state, self.folder / "state.new")
         (self.folder / "state.new").replace(self.folder / "state.pt")
@@ -250,7 +220,9 @@ class Trainer:
             return False
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.epoch, self.batch = (state[k] for k in ("step", "seconds", "epoch", "batch"))
+        self.step, self.seconds, self.cpu, self.epoch, self.batch = (
+            state[k] for k in ("step", "seconds", "cpu", "epoch", "batch")
+        )
         if state["train"] != len(self.train):  # there is more text now
             self.epoch, self.batch = self.epoch + 1, 0
         self.history = [Measure(**m) for m in state["history"]]

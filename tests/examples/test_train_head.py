@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from begin import loaded
+from safetensors.numpy import load_file, save_file
 
 import tiny
 from answers import run
+from jakiro_export.errors import ExportError, UsageError
 from jakiro_runtime import Engine
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_head" / "train_head.py"
@@ -76,3 +78,42 @@ def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
     process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "bad.jsonl"))
     assert process.returncode == 1
     assert "line 2: expected" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_it_begins_with_a_published_head(tiny_target: Path, tiny_head: Path, tmp_path: Path) -> None:
+    """At a learning rate of zero what comes out is what went in, once rounded to fp16."""
+    process = train(tiny_target, tmp_path / "head", "--init", str(tiny_head), "--learning-rate", "0", "--steps", "2")
+    said = process.stderr.read()
+    assert process.returncode == 0, said
+    given, out = load_file(tiny_head / "model.safetensors"), load_file(tmp_path / "head" / "model.safetensors")
+    assert set(given) == set(out)
+    assert all(np.array_equal(given[name].astype(np.float16), out[name]) for name in given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inner", "mixture", "sentence"),
+    [
+        ({"num_attention_heads": 3, "head_dim": 8}, None, True, "has heads = 3, but 6 fits the target"),
+        ({"intermediate": 96}, 48, True, "has inner = 96, but 48 was asked for"),
+        ({"qkv_bias": True}, None, True, "has a bias in its attention"),
+        ({"bias": False}, None, True, "has no fc.bias"),
+        ({}, None, False, "is a mixture"),
+    ],
+)
+def test_a_head_that_cannot_be_gone_on_with_gets_a_sentence(
+    changes: dict[str, object], inner: int | None, mixture: bool, sentence: str, tmp_path: Path
+) -> None:
+    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
+    head = tiny.make_head(tmp_path / "head", **changes)
+    with pytest.raises(UsageError, match=sentence):
+        loaded(head, shape, inner, mixture)
+
+
+def test_a_damaged_head_gets_a_sentence(tmp_path: Path) -> None:
+    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
+    tensors = load_file(tiny.make_head(tmp_path / "head") / "model.safetensors")
+    assert loaded(tmp_path / "head", shape, None).inner == 48
+    save_file({name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, tmp_path / "head" / "model.safetensors")
+    with pytest.raises(ExportError, match=r"lacks the tensor fc.bias, expected with shape \[48\]"):
+        loaded(tmp_path / "head", shape, None)

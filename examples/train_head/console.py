@@ -1,0 +1,41 @@
+"""What a training says while it runs: at a terminal a bar with the time left, in a log a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from heldout import Measure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(measure: Measure) -> None:
+    """One line of held-out figures."""
+    depths = " ".join(f"{a:.3f}" for a in measure.accuracy)
+    CONSOLE.print(
+        f"step {measure.step:6d}  {measure.hours:5.2f} h  loss {measure.loss:6.3f}  held-out accuracy {depths}  "
+        f"contrast {measure.contrast:.3f}  tau of the chain {measure.chain_tau:.2f}"
+    )
+
+
+class bar:
+    """A bar with the time left at a terminal, one line in a log. Called with how much is done."""
+
+    def __init__(self, text: str, total: float) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+        self.text, self.total = text, total
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE)
+
+    def __enter__(self) -> Any:
+        if not CONSOLE.is_terminal:
+            CONSOLE.print(self.text)
+            return lambda done: None
+        self.progress.start()
+        task = self.progress.add_task(self.text, total=self.total)
+        return lambda done: self.progress.update(task, completed=float(np.minimum(done, self.total)))
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

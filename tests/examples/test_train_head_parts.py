@@ -1,0 +1,102 @@
+"""The pieces of the recipe that everything else rests on, each against a plain way to say the same."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from features import Text, extract, held_out, part
+from heldout import HeldOut
+from model import SoftCrossEntropy, TrainedHead
+from torch.nn import functional as F
+
+from jakiro_export.checkpoint.target import load_target
+
+
+def talks(count: int, seed: int = 0, vocab: int = 320) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, vocab, int(rng.integers(8, 30))).astype(np.int32) for _ in range(count)]
+
+
+def test_the_loss_and_its_gradient_are_those_of_plain_cross_entropy() -> None:
+    torch.manual_seed(0)
+    features, projection = torch.randn(1100, 24, requires_grad=True), torch.randn(50, 24)  # more rows than are done at once
+    targets = torch.randn(1100, 50).softmax(-1)
+    ours = SoftCrossEntropy.apply(features, projection, targets)
+    (gradient,) = torch.autograd.grad(3 * ours, features)
+    plain = F.cross_entropy(features @ projection.T, targets, reduction="sum")
+    (expected,) = torch.autograd.grad(3 * plain, features)
+    assert torch.allclose(ours, plain, rtol=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def test_what_is_held_out_stays_the_same_whatever_part_of_a_text_is_used() -> None:
+    text = talks(1200)
+    held = [text[n].tobytes() for n in held_out(text, 20)]
+    for tokens in (0, 500, 5000, 10**9):
+        used = [text[n] for n in part(text, tokens, 20)]
+        assert [c.tobytes() for c in used[:20]] == held
+        rest = used[20:]
+        assert sum(map(len, rest)) <= tokens
+        assert not {c.tobytes() for c in rest} & set(held)
+    assert len(part(text, 10**9, 20)) == len(text)
+
+
+def test_features_are_computed_once_however_the_text_grows(tiny_target: Path, tmp_path: Path) -> None:
+    model, text, said = load_target(tiny_target, "tiny").model(), talks(300), []
+    extract(model, text[:40], tmp_path / "grown", said.append)
+    grown = np.array(extract(model, text, tmp_path / "grown", said.append))
+    assert said[0] == 0
+    assert said[2] == sum(map(len, text[:40]))  # where the second run began
+    whole = np.array(extract(model, text, tmp_path / "whole", lambda done: None))
+    assert np.abs(grown.astype(np.float32) - whole).max() < 0.02  # the same up to how calls were grouped
+    less = extract(model, text[:10], tmp_path / "grown", lambda done: None)
+    assert np.array_equal(less, grown[: len(less)])
+    assert (tmp_path / "grown" / "features.f16").stat().st_size == grown.nbytes  # asking for less forgets nothing
+
+
+def test_features_of_another_text_are_not_taken_for_its_own(tiny_target: Path, tmp_path: Path) -> None:
+    model, text = load_target(tiny_target, "tiny").model(), talks(30)
+    extract(model, text, tmp_path, lambda done: None)
+    other = [*text[:20], *talks(10, seed=1)]
+    found = extract(model, other, tmp_path, lambda done: None)
+    expected = extract(model, other, tmp_path / "new", lambda done: None)
+    assert np.abs(found.astype(np.float32) - expected).max() < 0.02
+    marks = json.loads((tmp_path / "features.json").read_text())["conversations"]
+    assert marks == [zlib.crc32(c.tobytes()) for c in other]
+
+
+@pytest.mark.parametrize("depths", [1, 3])
+def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
+    """One chain at a time, token by token of the text, each guess from the feature that the one before it predicted."""
+    torch.manual_seed(0)
+    head = TrainedHead(16, 2, 1, 8, 16, 1e-5, 10000.0)
+    embedding, projection, kept = torch.randn(60, 16), torch.randn(60, 16), torch.arange(0, 60, 2)
+    text = Text()
+    conversations = talks(15, vocab=60)
+    text.add(conversations, np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16))
+    held = HeldOut(text, 3, projection)
+    accuracy, contrast = held.accuracy(head, embedding, projection[kept], kept, depths)
+    hits, counts = np.zeros(depths + 1), np.zeros(depths + 1)
+    with torch.no_grad():
+        for n in held.numbers:
+            features, tokens = torch.from_numpy(np.array(text.features[n])).float(), torch.from_numpy(text.tokens[n]).long()
+            truth = (features @ projection.T).argmax(-1)
+            for start in range(len(tokens) - 1):
+                given = features[: start + 1]
+                for depth in range(min(depths, len(tokens) - 1 - start)):
+                    row = start + depth
+                    embeddings = embedding[tokens[1 : row + 2]]
+                    primary, second = next(iter(head.steps(embeddings[None], given[None], 1)))
+                    hits[depth] += int(kept[(primary[0, row] @ projection[kept].T).argmax()] == truth[row + 1])
+                    counts[depth] += 1
+                    if depth == depths - 1 and row + 2 < len(truth):
+                        hits[depths] += int(kept[(second[0, row] @ projection[kept].T).argmax()] == truth[row + 2])
+                        counts[depths] += 1
+                    given = torch.cat([given, primary[0, row : row + 1]])
+    assert [*accuracy, contrast] == pytest.approx((hits / counts).tolist())
+    assert counts[0] > 30
