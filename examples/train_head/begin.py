@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from model import TrainedHead
 
@@ -12,8 +13,8 @@ from jakiro_export.checkpoint.head import HeadCheckpoint, load_head
 from jakiro_export.errors import UsageError
 
 
-def loaded(path: Path, shape: dict[str, Any], inner: int | None, mixture: bool = True) -> TrainedHead:
-    """A head of a published checkpoint, to be trained on.
+def loaded(path: Path, shape: dict[str, Any], inner: int | None, mixture: bool = True) -> tuple[TrainedHead, np.ndarray | None]:
+    """A head of a published checkpoint, to be trained on, and its order of tokens, where it has one.
 
     Args:
         shape: what the target's heads have, `shape_of`; the experts' inner size is the checkpoint's
@@ -31,7 +32,7 @@ def loaded(path: Path, shape: dict[str, Any], inner: int | None, mixture: bool =
     if not mixture and values["layers.0.mlp_moe.gate.weight"].any():
         raise UsageError(f"The head in {path} is a mixture: its gate is not zero. Leave --no-mixture out.")
     head.load_state_dict(values)
-    return head
+    return head, checkpoint.token_order
 
 
 def _check(checkpoint: HeadCheckpoint, shape: dict[str, Any], inner: int | None) -> None:

@@ -87,7 +87,7 @@ def _run(
     options["hours"] = None if options["steps"] else options["hours"]
     if not mixture:
         options["contrast_loss"] = 0.0
-    settings = Settings(**options, depths=max(Settings.depths, options["chain"]))
+    settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     text = Text()
     tokens = (0 if data else 1_000_000) if tokens is None else tokens
@@ -101,9 +101,9 @@ def _run(
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
     total, shape = int(text.lengths.sum()), shape_of(target.config, inner)
     torch.manual_seed(settings.seed)
-    head = loaded(init, shape, inner, mixture) if init else TrainedHead(**shape, mixture=mixture)
+    head, order = loaded(init, shape, inner, mixture) if init else (TrainedHead(**shape, mixture=mixture), None)
     shape["inner"] = head.inner
-    trainer = Trainer(head, text, *matrices(target), settings, work)
+    trainer = Trainer(head, text, *matrices(target), settings, work, order=order)
     resumed = trainer.resume()
     parameters = sum(p.numel() for p in head.parameters())
     CONSOLE.print(

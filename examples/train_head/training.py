@@ -39,10 +39,15 @@ class Settings:
     contrast_loss: float = 0.4  # the parallel step's second guess, from the second phase on
     held_out: int = 96  # conversations
     depths: int = 4  # measured on them
+    trained: bool = False  # the head was trained before: chains are long, and the second guess learns, from the start
 
     def chain_at(self, share: float) -> int:
         """Steps to train after a share of the training: short chains first, they cost less."""
-        return max(1, self.chain if share >= 0.6 else min(2, self.chain) if share >= 0.3 else 1)
+        return max(1, self.chain if share >= 0.6 or self.trained else min(2, self.chain) if share >= 0.3 else 1)
+
+    def guesses_ahead(self, share: float) -> bool:
+        """Whether the parallel step's second guess is trained, too."""
+        return self.contrast_loss > 0 and (share >= 0.3 or self.trained)
 
     def rate_at(self, share: float) -> float:
         """The learning rate: a short rise, then half a cosine."""
@@ -54,6 +59,7 @@ class Trainer:
 
     seconds, cpu: what the steps took, by the clock and of the processor
     held: what it is measured on; trainers that share text may share it
+    order: tokens, those to propose first; those that are most frequent in the text if it is None
     """
 
     def __init__(
@@ -65,10 +71,12 @@ class Trainer:
         settings: Settings,
         folder: Path,
         held: HeldOut | None = None,
+        order: np.ndarray | None = None,
     ) -> None:
         self.head, self.data, self.settings, self.folder = head, data, settings, folder
         self.embedding, self.dtype = embedding.float(), fast_dtype()
-        self.order = np.argsort(-data.frequencies(len(embedding)), kind="stable")
+        frequent = np.argsort(-data.frequencies(len(embedding)), kind="stable")
+        self.order = frequent if order is None else np.concatenate([order, np.setdiff1d(frequent, order, assume_unique=True)])
         vocab = min(settings.draft_vocab, len(embedding))
         self.kept = torch.from_numpy(np.sort(self.order[:vocab]))
         self.small = projection[self.kept].to(self.dtype).contiguous()
@@ -191,7 +199,7 @@ class Trainer:
         for each in self.optimizer.param_groups:
             each["lr"] = self.settings.rate_at(self.share)
         with self._autocast():
-            loss = self._loss(group, self.settings.chain_at(self.share), self.share >= 0.3 and self.settings.contrast_loss > 0)
+            loss = self._loss(group, self.settings.chain_at(self.share), self.settings.guesses_ahead(self.share))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.clip)

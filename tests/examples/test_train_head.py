@@ -113,7 +113,7 @@ def test_a_head_that_cannot_be_gone_on_with_gets_a_sentence(
 def test_a_damaged_head_gets_a_sentence(tmp_path: Path) -> None:
     shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
     tensors = load_file(tiny.make_head(tmp_path / "head") / "model.safetensors")
-    assert loaded(tmp_path / "head", shape, None).inner == 48
+    assert loaded(tmp_path / "head", shape, None)[0].inner == 48
     save_file({name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, tmp_path / "head" / "model.safetensors")
     with pytest.raises(ExportError, match=r"lacks the tensor fc.bias, expected with shape \[48\]"):
         loaded(tmp_path / "head", shape, None)
