@@ -129,6 +129,10 @@ def attention(rows: int, past: int, capacity: int, dim: int, seed: int = 0) -> A
     }
 
 
+def batch(*sequences: Arrays) -> Arrays:
+    return {name: np.concatenate([each[name] for each in sequences]) for name in sequences[0]}
+
+
 def best_nodes() -> Arrays:
     """Two trees of a few levels, a child scored below its parent; some scores are equal."""
     random = np.random.default_rng(0)
@@ -152,6 +156,7 @@ CALLS = [
     *[("SwiGluRowInt4MatMul", {**small(rows), "x": product(rows, 384)["x"]}) for rows in (3, 24)],
     ("SwiGluRowInt4MatMulAdd", {**small(9, residual=True), "x": product(9, 384)["x"]}),
     *[("TreeAttention", attention(rows, past, 128, dim)) for rows, past, dim in ((1, 100, 64), (9, 77, 16), (40, 0, 8))],
+    ("TreeAttention", batch(*(attention(5, past, 96, 32, past) for past in (90, 0, 17)))),
     ("SplitHeads", {
         "qkv": np.random.default_rng(0).standard_normal((2, 3, 10 * 16)).astype(np.float32),
         "cos": np.cos(np.arange(48)).reshape(2, 3, 8).astype(np.float32),
@@ -266,6 +271,18 @@ def test_attention_does_not_tell_the_cache_from_the_call(library: Path, dim: int
     inputs["new_value"][0, 0, 3, 0] += 1e-5  # a control: a last bit is seen
     other = session("TreeAttention", inputs, library, scaling=0.2).run(None, inputs)[0]
     assert not np.array_equal(other, whole)
+
+
+def test_a_batch_whose_scores_need_room() -> None:
+    """Sequences are taken some at a time: each as it is alone."""
+    library = kernels.library()
+    if library is None:
+        pytest.skip("no kernels: they need a C++ compiler and a processor with AVX2")
+    sequences = [attention(256, past, 1500, 16, past) for past in (1400, 300, 900, 1400, 20)]
+    alone = [session("TreeAttention", each, library, scaling=0.3).run(None, each)[0] for each in sequences]
+    together = batch(*sequences)
+    found = session("TreeAttention", together, library, scaling=0.3).run(None, together)[0]
+    assert np.array_equal(found, np.concatenate(alone))
 
 
 def test_an_engine_runs_without_kernels(tiny_int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
