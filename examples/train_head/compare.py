@@ -132,7 +132,9 @@ class Bench:
         held = int(ends[len(self.held.numbers) - 1])
         count = int((ends <= held + share * (int(ends[-1]) - held)).sum())
         text = Text()
-        text.tokens, text.features = self.text.tokens[:count], self.text.features[:count]
+        text.tokens, text.features, text.prompts = (
+            of[:count] for of in (self.text.tokens, self.text.features, self.text.prompts)
+        )
         return text
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 
-def read(path: Path, vocab: int) -> Iterator[list[int]]:
-    """The conversations of a `.jsonl` or `.jsonl.gz` file, as token ids.
+def read(path: Path, vocab: int) -> Iterator[tuple[list[int], int]]:
+    """The conversations of a `.jsonl` or `.jsonl.gz` file, as token ids, and how many of these are the prompt.
 
     Raises:
         click.ClickException: a line is not a conversation, or holds a token the target does not have.
@@ -31,7 +31,7 @@ def read(path: Path, vocab: int) -> Iterator[list[int]]:
                 ) from error
             if not all(0 <= token < vocab for token in tokens):
                 raise click.ClickException(f"{path}, line {number}: a token outside the target's vocabulary of {vocab}.")
-            yield tokens
+            yield tokens, len(record["prompt"])
 
 
 def headers(tokenizer: Any) -> tuple[list[int], list[int]]:

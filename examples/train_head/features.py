@@ -20,16 +20,19 @@ class Text:
 
     tokens: int32 [length] of each conversation
     features: float16 [length, hidden] of each, after the target's final norm
+    prompts: how many tokens of each are the prompt, which the target reads and does not write
     lengths: of all conversations
     """
 
     def __init__(self) -> None:
         self.tokens: list[np.ndarray] = []
         self.features: list[np.ndarray] = []
+        self.prompts: list[int] = []
 
-    def add(self, conversations: Sequence[Sequence[int]], features: np.ndarray) -> None:
-        """Conversations, and their features one behind the other."""
+    def add(self, conversations: Sequence[Sequence[int]], prompts: Sequence[int], features: np.ndarray) -> None:
+        """Conversations, how long their prompts are, and their features one behind the other."""
         start = 0
+        self.prompts += prompts
         for conversation in conversations:
             self.tokens.append(np.array(conversation, np.int32))
             self.features.append(features[start : start + len(conversation)])
@@ -39,6 +42,11 @@ class Text:
         """Keep what is held out, and of the rest so many tokens, from the first on."""
         kept = part(self.tokens, tokens, held_out)
         self.tokens, self.features = [self.tokens[n] for n in kept], [self.features[n] for n in kept]
+        self.prompts = [self.prompts[n] for n in kept]
+
+    def first_row(self, number: int) -> int:
+        """The first row of a conversation that a head guesses from: the prompt's last."""
+        return max(self.prompts[number] - 1, 0)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from jakiro_runtime.backend.onnxruntime import OnnxRuntimeGraph
 from jakiro_runtime.cache import KVCache
 from jakiro_runtime.kernels import library
 
-QUESTION, ANSWER = 64, 224  # tokens at most
+PROMPT, QUESTION, ANSWER = 256, 64, 224  # tokens at most: a question that is given, one that is drawn, an answer
 _LIKELY = 512  # tokens that are drawn from
 _OPENED = 3  # of four questions begin with words that are given
 # How people begin when they ask. What a small target asks by itself is of few kinds.
@@ -113,6 +113,7 @@ def generate(
     passes: Passes,
     headers: tuple[list[int], list[int]],
     openings: Sequence[Sequence[int]],
+    questions: Sequence[Sequence[int]],
     eos: Sequence[int],
     file: Path,
     tokens: int,
@@ -121,8 +122,9 @@ def generate(
 ) -> None:
     """Let the target ask and answer until `file` holds `tokens` tokens; what the file already holds counts.
 
-    The question is drawn after the user header (temperature 1, top-p 0.95), three in four behind one of the openings. Three
-    answers in four are greedy, as the head is asked to guess greedy text most of the time; the rest is drawn at temperature 0.8.
+    First it is asked the given questions, one after the other; after that it asks itself: a question is drawn after the user
+    header (temperature 1, top-p 0.95), three in four behind one of the openings. Three answers in four are greedy, as the head
+    is asked to guess greedy text most of the time; the rest is drawn at temperature 0.8.
     An answer stops where it goes in circles.
     """
     before, after = headers
@@ -132,6 +134,10 @@ def generate(
     def begin() -> _Talk:
         number = next(numbers)
         random = np.random.default_rng((seed, number))
+        if number < len(questions):
+            prompt = [*before, *questions[number], *after]
+            begun[number] = talk = _Talk(random, number % 4 == 3, prompt, asked=len(prompt))
+            return talk
         opening = openings[random.integers(len(openings))] if openings and random.random() < _OPENED / 4 else []
         begun[number] = talk = _Talk(random, number % 4 == 3, [*before, *opening])
         return talk

@@ -35,8 +35,8 @@ class HeldOut:
     """Conversations of a text that no head is trained on.
 
     numbers: which they are
-    near_ties: the share of positions at which the target's second best logit is less than so far behind its best: what no head
-        can know
+    near_ties: the share of positions of the answers at which the target's second best logit is less than so far behind its
+        best: what no head can know
     """
 
     def __init__(self, text: Text, most: int, projection: Tensor) -> None:
@@ -44,17 +44,18 @@ class HeldOut:
         self.numbers = text.held_out(most)
         self._tokens = [torch.from_numpy(text.tokens[n]).long() for n in self.numbers]
         self._features = [torch.from_numpy(np.array(text.features[n])) for n in self.numbers]
+        self._from = [text.first_row(n) for n in self.numbers]
         exact = projection.float().T
         best = [(features.float() @ exact).topk(2, -1) for features in self._features]
         self._truth = [tokens[:, 0] for _, tokens in best]
-        margin = torch.cat([logits[:, 0] - logits[:, 1] for logits, _ in best])
+        margin = torch.cat([(logits[:, 0] - logits[:, 1])[start:] for start, (logits, _) in zip(self._from, best, strict=True)])
         self.near_ties = {str(width): round(float((margin < width).float().mean()), 4) for width in (0.1, 0.25, 0.5, 1.0)}
 
     @torch.no_grad()
     def accuracy(
         self, head: TrainedHead, embedding: Tensor, projection: Tensor, tokens: Tensor, depths: int
     ) -> tuple[list[float], float]:
-        """How often a head's best guess is the target's choice.
+        """How often a head's best guess is the target's choice, in the answers.
 
         Args:
             embedding: the target's, [vocab, hidden]
@@ -71,11 +72,12 @@ class HeldOut:
             return np.array([int((best == truth).sum()), len(truth)])
 
         found = np.zeros((depths + 1, 2))
-        for ids, features, truth in zip(self._tokens, self._features, self._truth, strict=True):
+        for start, ids, features, truth in zip(self._from, self._tokens, self._features, self._truth, strict=True):
             embeddings = torch.nn.functional.embedding(ids[None, 1:], embedding)
             for step, (primary, contrast) in enumerate(head.steps(embeddings, features[None, :-1].float(), depths)):
-                found[step] += hits(primary[0, step:], truth[step + 1 :])
+                row = start + step
+                found[step] += hits(primary[0, row:], truth[row + 1 :])
                 if step == depths - 1:
-                    found[depths] += hits(contrast[0, step:-1], truth[step + 2 :])
+                    found[depths] += hits(contrast[0, row:-1], truth[row + 2 :])
         shares = (found[:, 0] / found[:, 1].clip(1)).tolist()
         return shares[:-1], shares[-1]

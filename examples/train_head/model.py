@@ -163,13 +163,18 @@ class SoftCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, features: Tensor, projection: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
-        """features [rows, hidden], projection [vocab, hidden], targets [rows, vocab] summing to 1 -> scalar."""
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, features: Tensor, projection: Tensor, bias: Tensor, targets: Tensor
+    ) -> Tensor:
+        """features [rows, hidden], projection [vocab, hidden], bias [vocab], targets [rows, vocab] summing to 1 -> scalar.
+
+        bias: added to the logits; the logarithm of how many tokens a row of the projection stands for
+        """
         total = torch.zeros((), device=features.device)
         gradient = torch.empty_like(features)
         for start in range(0, len(features), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            log_probs = (features[rows].to(projection.dtype) @ projection.T).float().log_softmax(-1)
+            log_probs = (features[rows].to(projection.dtype) @ projection.T).float().add_(bias).log_softmax(-1)
             wanted = targets[rows].float()
             total -= (wanted * log_probs).sum()
             gradient[rows] = (log_probs.exp_().sub_(wanted).to(projection.dtype) @ projection).to(features.dtype)
@@ -177,6 +182,6 @@ class SoftCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * upstream, None, None
+        return gradient * upstream, None, None, None

@@ -40,6 +40,9 @@ from jakiro_runtime.errors import in_words
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(0), default=None, show_default="1,000,000 where there is no --data, else none",
               help="Text that the target shall write in conversation with itself.")  # fmt: skip
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
+              help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
+              "before it asks itself. May be given more than once.")  # fmt: skip
 @click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has side by side.")
 @click.option("--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a part of the text.")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Training time.")
@@ -75,6 +78,7 @@ def _run(
     data: tuple[Path, ...],
     work: Path,
     tokens: int | None,
+    prompts: tuple[Path, ...],
     slots: int,
     max_tokens: int | None,
     init: Path | None,
@@ -90,11 +94,11 @@ def _run(
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     text = Text()
-    tokens = (0 if data else 1_000_000) if tokens is None else tokens
+    tokens = (0 if data and not prompts else 1_000_000) if tokens is None else tokens
     if data:
         text.add(*given(target, data, work, max_tokens, settings.held_out))
     if tokens:
-        text.add(*generated(target, work, tokens, slots, settings.seed))
+        text.add(*generated(target, work, tokens, slots, settings.seed, prompts))
     if max_tokens is not None:
         text.keep(max_tokens, settings.held_out)
     if len(text.tokens) < 2:

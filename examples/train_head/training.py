@@ -33,6 +33,7 @@ class Settings:
     noise: float = 0.1  # uniform, as a share of the features' standard deviation
     batch_tokens: int = 1024
     draft_vocab: int = 8192  # the loss sees the most frequent tokens only, as the exported graph does
+    columns: int = 2048  # tokens of these that a step looks at: the likeliest in its text, and a sample that stands for the rest
     chain: int = 4  # steps through the head's own predictions, reached in three phases
     decay: float = 0.8  # weight of a step against the one before it
     feature_loss: float = 0.2  # SmoothL1 between predicted and true features
@@ -82,7 +83,8 @@ class Trainer:
         self.small = projection[self.kept].to(self.dtype).contiguous()
         self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
         self.held = held or HeldOut(data, settings.held_out, projection)
-        self.lengths, self.train = data.lengths, np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
+        self.lengths, self.first = data.lengths, np.array([data.first_row(n) for n in range(len(data.tokens))])
+        self.train = np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             learning, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
@@ -107,7 +109,7 @@ class Trainer:
         return [groups[n] for n in rng.permutation(len(groups))]
 
     def _load(self, group: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [batch, length], features [batch, length, hidden] and which rows are real."""
+        """Tokens [batch, length], features [batch, length, hidden] and which rows may be guessed from: those of the answers."""
         lengths = self.lengths[group]
         longest = int(lengths.max())
         tokens = np.zeros((len(group), longest), np.int64)
@@ -115,8 +117,9 @@ class Trainer:
         for row, (n, length) in enumerate(zip(group, lengths, strict=True)):
             tokens[row, :length] = self.data.tokens[n]
             features[row, :length] = self.data.features[n]
-        real = torch.arange(longest)[None, :] < torch.from_numpy(lengths)[:, None]
-        return torch.from_numpy(tokens), torch.from_numpy(features).float(), real
+        rows = np.arange(longest)[None, :]
+        answers = (rows >= self.first[group][:, None]) & (rows < lengths[:, None])
+        return torch.from_numpy(tokens), torch.from_numpy(features).float(), torch.from_numpy(answers)
 
     # -- one step
 
@@ -124,34 +127,61 @@ class Trainer:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _loss(self, group: np.ndarray, chain: int, guess_ahead: bool) -> Tensor:
-        tokens, truth, real = self._load(group)
+        tokens, truth, answers = self._load(group)
         batch, length = tokens.shape
         embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
         noise = (torch.rand_like(truth) - 0.5) * (2 * self.settings.noise * self.scale)
         given = (truth + noise)[:, :-1]
-        flat = truth.flatten(0, 1).to(self.dtype)
-        # what the target thinks after every feature, over the draft vocabulary
-        wanted = torch.empty(batch * length, len(self.kept), dtype=self.dtype)
-        for start in range(0, len(flat), 256):
-            part = slice(start, start + 256)
-            wanted[part] = (flat[part] @ self.small.T).float().softmax(-1).to(self.dtype)
-        wanted = wanted.view(batch, length, -1)
+        shares, columns, counts = self._wanted(truth[answers].to(self.dtype))
+        wanted = shares.new_empty(batch, length, shares.shape[1])
+        wanted[answers] = shares
+        words = self.small[columns], counts.log(), wanted
         total = torch.zeros(())
         weight, norm = 1.0, 0.0
         for step, (primary, contrast) in enumerate(self.head.steps(embeddings, given, chain)):
-            total = total + weight * self._compare(primary, truth, wanted, real, 1, step)
+            total = total + weight * self._compare(primary, truth, words, answers, 1, step)
             norm += weight
             if step == chain - 1 and guess_ahead:
-                total = total + weight * self.settings.contrast_loss * self._compare(contrast, truth, wanted, real, 2, step)
+                total = total + weight * self.settings.contrast_loss * self._compare(contrast, truth, words, answers, 2, step)
             weight *= self.settings.decay
         return total / norm
 
-    def _compare(self, guess: Tensor, truth: Tensor, wanted: Tensor, real: Tensor, ahead: int, step: int) -> Tensor:
-        """The loss of guesses of the features `ahead` rows later; rows before `step` have no chain."""
-        rows, seen = truth.shape[1] - ahead, real[:, step + ahead :]
-        guess, goal, share = guess[:, step:rows][seen].float(), truth[:, step + ahead :][seen], wanted[:, step + ahead :][seen]
-        words = SoftCrossEntropy.apply(guess, self.small, share) / len(guess)
-        return words + self.settings.feature_loss * torch.nn.functional.smooth_l1_loss(guess, goal) / self.scale
+    def _wanted(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the target thinks after its features, [rows, hidden], over the columns that this step looks at.
+
+        Three in four are the tokens that are likeliest in these rows. The others are drawn from the rest of the draft vocabulary,
+        and each stands for as many of it as there are to one drawn: sums over the columns are those over the whole, on average.
+
+        Returns:
+            shares [rows, columns]; which columns of the draft vocabulary; how many tokens each of them stands for
+        """
+        vocab = len(self.kept)
+        shares = torch.empty(len(features), vocab, dtype=self.dtype)
+        for start in range(0, len(features), 256):
+            part = slice(start, start + 256)
+            shares[part] = (features[part] @ self.small.T).float().softmax(-1).to(self.dtype)
+        if self.settings.columns >= vocab:
+            return shares, torch.arange(vocab), torch.ones(vocab)
+        likely = self.settings.columns * 3 // 4
+        order = shares.sum(0, dtype=torch.float32).argsort(descending=True)
+        drawn = order[likely:][torch.randperm(vocab - likely)[: self.settings.columns - likely]]
+        columns, counts = torch.cat([order[:likely], drawn]), torch.ones(self.settings.columns)
+        counts[likely:] = (vocab - likely) / len(drawn)
+        return shares[:, columns] * counts.to(self.dtype), columns, counts
+
+    def _compare(
+        self, guess: Tensor, truth: Tensor, words: tuple[Tensor, Tensor, Tensor], answers: Tensor, ahead: int, step: int
+    ) -> Tensor:
+        """The loss of guesses of the features `ahead` rows later, of chains of `step` that start in an answer."""
+        projection, bias, wanted = words
+        last = truth.shape[1] - ahead
+        starts, goals = answers[:, : last - step], slice(step + ahead, None)
+        seen = starts & answers[:, goals]
+        guess, goal, share = guess[:, step:last][seen].float(), truth[:, goals][seen], wanted[:, goals][seen]
+        if not len(guess):
+            return guess.sum()
+        spoken = SoftCrossEntropy.apply(guess, projection, bias, share) / len(guess)
+        return spoken + self.settings.feature_loss * torch.nn.functional.smooth_l1_loss(guess, goal) / self.scale
 
     # -- held-out text
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import tiny
 from answers import run
+from jakiro_export.checkpoint.target import load_target
 from jakiro_export.errors import ExportError, UsageError
 from jakiro_runtime import Engine
 
@@ -71,6 +72,24 @@ def test_an_interrupted_training_ends_at_the_same_head(trained: Path, tiny_targe
     assert "continuing at step" in said
     one, two = load_file(trained / "model.safetensors"), load_file(out / "model.safetensors")
     assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_it_asks_what_people_ask_before_it_asks_itself(tiny_target: Path, tmp_path: Path) -> None:
+    asked = [f"What is {n} and {n}?" for n in range(20)]
+    lines = [{"prompt": text} for text in asked] + [{"turns": ["far too long " * 200, "second"]}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    process = train(tiny_target, tmp_path / "head", "--prompts", str(tmp_path / "prompts.jsonl"), "--steps", "2")
+    assert process.returncode == 0, process.stderr.read()
+    tokenizer = load_target(tiny_target, "tiny").tokenizer()
+    found = {}
+    for line in (tmp_path / "head.work" / "conversations.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        found[record["number"]] = tokenizer.decode(record["prompt"])
+    assert len(found) > 25
+    for text in asked:
+        assert sum(text in prompt for number, prompt in found.items() if number < 20) == 1
+    assert not any("far too long" in prompt for prompt in found.values())
 
 
 def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:

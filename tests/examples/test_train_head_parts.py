@@ -13,6 +13,7 @@ from features import Text, extract, held_out, part
 from heldout import HeldOut
 from model import SoftCrossEntropy, TrainedHead
 from torch.nn import functional as F
+from training import Settings, Trainer
 
 from jakiro_export.checkpoint.target import load_target
 
@@ -25,13 +26,60 @@ def talks(count: int, seed: int = 0, vocab: int = 320) -> list[np.ndarray]:
 def test_the_loss_and_its_gradient_are_those_of_plain_cross_entropy() -> None:
     torch.manual_seed(0)
     features, projection = torch.randn(1100, 24, requires_grad=True), torch.randn(50, 24)  # more rows than are done at once
-    targets = torch.randn(1100, 50).softmax(-1)
-    ours = SoftCrossEntropy.apply(features, projection, targets)
+    targets, bias = torch.randn(1100, 50).softmax(-1), torch.randn(50)
+    ours = SoftCrossEntropy.apply(features, projection, bias, targets)
     (gradient,) = torch.autograd.grad(3 * ours, features)
-    plain = F.cross_entropy(features @ projection.T, targets, reduction="sum")
+    plain = F.cross_entropy(features @ projection.T + bias, targets, reduction="sum")
     (expected,) = torch.autograd.grad(3 * plain, features)
     assert torch.allclose(ours, plain, rtol=1e-5)
     assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def small_trainer(folder: Path, asked: list[int] | None = None, **settings: object) -> Trainer:
+    torch.manual_seed(0)
+    head, text, conversations = TrainedHead(16, 2, 1, 8, 16, 1e-5, 10000.0), Text(), talks(15, vocab=60)
+    features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
+    text.add(conversations, asked or [4] * 15, features)
+    chosen = Settings(hours=None, steps=10, draft_vocab=40, held_out=2, **settings)  # type: ignore[arg-type]
+    return Trainer(head, text, torch.randn(60, 16), torch.randn(60, 16), chosen, folder)
+
+
+def test_the_columns_of_a_step_stand_for_the_whole_vocabulary(tmp_path: Path) -> None:
+    """On average over what is drawn: of the shares, and of the sum of e to the logits that a loss is made of."""
+    trainer, features = small_trainer(tmp_path, columns=20), torch.randn(30, 16)
+    logits = features @ trainer.small.T
+    whole, columns, counts = small_trainer(tmp_path, columns=40)._wanted(features)
+    assert torch.allclose(whole, logits.softmax(-1), atol=1e-6)
+    assert columns.tolist() == list(range(40))
+    assert counts.tolist() == [1.0] * 40
+    likely = set(whole.sum(0).argsort(descending=True)[:15].tolist())
+    mass, partition = torch.zeros(30, 40), torch.zeros(30)
+    for _ in range(4000):
+        shares, columns, counts = trainer._wanted(features)
+        assert len(set(columns.tolist())) == 20
+        assert likely <= set(columns.tolist())
+        mass[:, columns] += shares / 4000
+        partition += (logits[:, columns] + counts.log()).exp().sum(-1) / 4000
+    assert torch.allclose(mass, whole, rtol=0.2, atol=1e-3)
+    assert torch.allclose(partition, logits.exp().sum(-1), rtol=0.05)
+
+
+def test_only_answers_are_learned(tmp_path: Path) -> None:
+    """Gradients of the guesses are where a chain that starts in an answer arrives, and nowhere else."""
+    asked = [1, 5, 0, 7, 3] * 3
+    trainer = small_trainer(tmp_path, asked)
+    group = np.array([3, 6, 9])
+    _, truth, answers = trainer._load(group)
+    shares, columns, counts = trainer._wanted(truth[answers])
+    wanted = torch.zeros(*answers.shape, shares.shape[1])
+    wanted[answers] = shares
+    for step, ahead in ((0, 1), (2, 1), (2, 2)):
+        guess = torch.randn(len(group), truth.shape[1] - 1, 16, requires_grad=True)
+        trainer._compare(guess, truth, (trainer.small[columns], counts.log(), wanted), answers, ahead, step).backward()
+        for row, n in enumerate(group):
+            start = max(asked[n] - 1, 0)
+            expected = [start + step <= place < trainer.lengths[n] - ahead for place in range(guess.shape[1])]
+            assert guess.grad[row].any(-1).tolist() == expected
 
 
 def test_what_is_held_out_stays_the_same_whatever_part_of_a_text_is_used() -> None:
@@ -78,7 +126,10 @@ def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
     embedding, projection, kept = torch.randn(60, 16), torch.randn(60, 16), torch.arange(0, 60, 2)
     text = Text()
     conversations = talks(15, vocab=60)
-    text.add(conversations, np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16))
+    asked = [1, *range(len(conversations) - 1)]
+    text.add(
+        conversations, asked, np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
+    )
     held = HeldOut(text, 3, projection)
     accuracy, contrast = held.accuracy(head, embedding, projection[kept], kept, depths)
     hits, counts = np.zeros(depths + 1), np.zeros(depths + 1)
@@ -86,7 +137,7 @@ def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
         for n in held.numbers:
             features, tokens = torch.from_numpy(np.array(text.features[n])).float(), torch.from_numpy(text.tokens[n]).long()
             truth = (features @ projection.T).argmax(-1)
-            for start in range(len(tokens) - 1):
+            for start in range(max(asked[n] - 1, 0), len(tokens) - 1):
                 given = features[: start + 1]
                 for depth in range(min(depths, len(tokens) - 1 - start)):
                     row = start + depth
