@@ -141,8 +141,8 @@ class Trainer:
         for step, (primary, contrast) in enumerate(self.head.steps(embeddings, given, chain)):
             total = total + weight * self._compare(primary, truth, words, answers, 1, step)
             norm += weight
-            if step == chain - 1 and guess_ahead:
-                total = total + weight * self.settings.contrast_loss * self._compare(contrast, truth, words, answers, 2, step)
+            if step == self.step % chain and guess_ahead:  # trees of any depth end in it
+                total = total + self.settings.contrast_loss * self._compare(contrast, truth, words, answers, 2, step)
             weight *= self.settings.decay
         return total / norm
 
