@@ -36,7 +36,7 @@ class Settings:
     columns: int = 2048  # tokens of these that a step looks at: the likeliest in its text, and a sample that stands for the rest
     chain: int = 4  # steps through the head's own predictions, reached in three phases
     decay: float = 0.8  # weight of a step against the one before it
-    feature_loss: float = 0.2  # SmoothL1 between predicted and true features
+    feature_loss: float = 20.0  # SmoothL1 between predicted and true features, in standard deviations
     contrast_loss: float = 0.4  # the parallel step's second guess, from the second phase on
     held_out: int = 96  # conversations
     depths: int = 4  # measured on them

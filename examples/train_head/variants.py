@@ -38,7 +38,7 @@ AXES = {
     "chain": Axis("chain", "steps through own predictions", (1, 2, 4, 6)),
     "data": Axis("data", "share of the text", (0.125, 0.25, 0.5)),
     "width": Axis("width", "inner size / hidden size", (0.5, 1.5, 3, 6)),
-    "feature": Axis("feature_loss", "weight of the feature loss", (0.0, 1.0, 20.0)),
+    "feature": Axis("feature_loss", "weight of the feature loss", (0.0, 0.2, 1.0)),
     "noise": Axis("noise", "noise on features", (0.0, 0.2)),
     "contrast": Axis("contrast_loss", "weight of the parallel step", (0.0, 1.0)),
     "vocab": Axis("draft_vocab", "draft vocabulary", (2048, 8192, 16384)),
