@@ -83,7 +83,9 @@ class Bench:
     """What all heads share: the target's matrices, the text, what is held out of it, and where results are kept."""
 
     def __init__(self, name: str, config: Any, text: Text, embedding: torch.Tensor, projection: torch.Tensor, out: Path) -> None:
-        text.keep(int(text.lengths.sum()), Settings.held_out)  # what is held out comes first now, in every part of the text
+        text = text.part(
+            int(text.lengths.sum()), Settings.held_out
+        )  # what is held out comes first now, in every part of the text
         self.config, self.text, self.embedding, self.projection, self.out = config, text, embedding, projection, out
         self.held = HeldOut(text, Settings.held_out, projection)
         self.about = {
@@ -131,11 +133,7 @@ class Bench:
         ends = np.cumsum(self.text.lengths)
         held = int(ends[len(self.held.numbers) - 1])
         count = int((ends <= held + share * (int(ends[-1]) - held)).sum())
-        text = Text()
-        text.tokens, text.features, text.prompts = (
-            of[:count] for of in (self.text.tokens, self.text.features, self.text.prompts)
-        )
-        return text
+        return self.text.only(range(count))
 
 
 if __name__ == "__main__":

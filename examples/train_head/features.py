@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +29,25 @@ class Text:
         self.features: list[np.ndarray] = []
         self.prompts: list[int] = []
 
-    def add(self, conversations: Sequence[Sequence[int]], prompts: Sequence[int], features: np.ndarray) -> None:
-        """Conversations, how long their prompts are, and their features one behind the other."""
+    def add(self, conversations: Iterable[tuple[Sequence[int], int]], features: np.ndarray) -> None:
+        """Conversations, each with the length of its prompt, and their features one behind the other."""
         start = 0
-        self.prompts += prompts
-        for conversation in conversations:
+        for conversation, prompt in conversations:
             self.tokens.append(np.array(conversation, np.int32))
+            self.prompts.append(prompt)
             self.features.append(features[start : start + len(conversation)])
             start += len(conversation)
 
-    def keep(self, tokens: int, held_out: int) -> None:
-        """Keep what is held out, and of the rest so many tokens, from the first on."""
-        kept = part(self.tokens, tokens, held_out)
-        self.tokens, self.features = [self.tokens[n] for n in kept], [self.features[n] for n in kept]
-        self.prompts = [self.prompts[n] for n in kept]
+    def only(self, numbers: Iterable[int]) -> Text:
+        """A text of these conversations of it."""
+        out = Text()
+        for n in numbers:
+            out.add([(self.tokens[n], self.prompts[n])], self.features[n])
+        return out
+
+    def part(self, tokens: int, held_out: int) -> Text:
+        """What is held out, and of the rest so many tokens, from the first on."""
+        return self.only(part(self.tokens, tokens, held_out))
 
     def first_row(self, number: int) -> int:
         """The first row of a conversation that a head guesses from: the prompt's last."""

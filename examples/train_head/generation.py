@@ -134,12 +134,12 @@ def generate(
     def begin() -> _Talk:
         number = next(numbers)
         random = np.random.default_rng((seed, number))
+        begun[number] = talk = _Talk(random, number % 4 == 3, [*before])
         if number < len(questions):
-            prompt = [*before, *questions[number], *after]
-            begun[number] = talk = _Talk(random, number % 4 == 3, prompt, asked=len(prompt))
-            return talk
-        opening = openings[random.integers(len(openings))] if openings and random.random() < _OPENED / 4 else []
-        begun[number] = talk = _Talk(random, number % 4 == 3, [*before, *opening])
+            talk.tokens += [*questions[number], *after]
+            talk.asked = len(talk.tokens)
+        elif openings and random.random() < _OPENED / 4:
+            talk.tokens += openings[random.integers(len(openings))]
         return talk
 
     begun: dict[int, _Talk] = {}

@@ -28,36 +28,37 @@ def matrices(target: Target) -> tuple[Tensor, Tensor]:
 
 def given(
     target: Target, files: tuple[Path, ...], work: Path, tokens: int | None, held_out: int
-) -> tuple[list[np.ndarray], list[int], np.ndarray]:
-    """The conversations of the user's files, of which so many tokens are used, how long their prompts are, and their features."""
+) -> tuple[list[tuple[np.ndarray, int]], np.ndarray]:
+    """The conversations of the user's files, of which so many tokens are used, each with its prompt's length; their features."""
     longest, vocab = target.config.max_position_embeddings, target.config.vocab_size
     found = [(np.array(c, np.int32), asked) for file in files for c, asked in read(file, vocab) if 8 <= len(c) <= longest]
     if tokens is not None:
         found = [found[n] for n in part([conversation for conversation, _ in found], tokens, held_out)]
-    conversations = [conversation for conversation, _ in found]
     model = target.model().to(fast_dtype())  # type: ignore[call-overload]
+    conversations = [conversation for conversation, _ in found]
     with bar("Features", sum(map(len, conversations))) as advance:
         features = extract(model, conversations, work, advance)
     target._model = None
-    return conversations, [asked for _, asked in found], features
+    return found, features
 
 
 def generated(
     target: Target, work: Path, tokens: int, slots: int, seed: int, files: tuple[Path, ...]
-) -> tuple[list[list[int]], list[int], np.ndarray]:
+) -> tuple[list[tuple[list[int], int]], np.ndarray]:
     """Conversations of the target, first about the prompts of the user's files, then with itself: as `given` returns them."""
     tokenizer, file, hidden = target.tokenizer(), work / "conversations.jsonl", target.config.hidden_size
     asked = [prompt.turns[0] for each in files for prompt in read_prompts(each)]
-    questions = [ids for ids in (tokenizer.encode(text, add_special_tokens=False) for text in asked) if len(ids) <= PROMPT]
-    questions = [questions[n] for n in np.random.default_rng(seed).permutation(len(questions))]
-    marks, openings = headers(tokenizer), [tokenizer.encode(words, add_special_tokens=False) for words in OPENINGS]
+    marks = headers(tokenizer)
     if take_up(file, hidden)[1] < tokens:
         with bar("The target's graph", 1.0):
             graph = open_graph(written_graph(target, work))
+        openings, questions = (
+            [tokenizer.encode(text, add_special_tokens=False) for text in texts] for texts in (OPENINGS, asked)
+        )
+        questions = [ids for ids in questions if len(ids) <= PROMPT]
+        questions = [questions[n] for n in np.random.default_rng(seed).permutation(len(questions))]
         longest = max([QUESTION, *map(len, questions)])
         passes = Passes(graph, target.config, len(marks[0]) + len(marks[1]) + longest + ANSWER, slots)
         with bar("Text", tokens) as advance:
             generate(passes, marks, openings, questions, target.eos_token_ids(), file, tokens, seed, advance)
-    found = list(read(file, target.config.vocab_size))
-    features = np.memmap(features_of(file), np.float16, "r").reshape(-1, hidden)
-    return [conversation for conversation, _ in found], [asked for _, asked in found], features
+    return list(read(file, target.config.vocab_size)), np.memmap(features_of(file), np.float16, "r").reshape(-1, hidden)

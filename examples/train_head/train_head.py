@@ -38,8 +38,9 @@ from jakiro_runtime.errors import in_words
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="The head's folder.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
-@click.option("--tokens", type=click.IntRange(0), default=None, show_default="1,000,000 where there is no --data, else none",
-              help="Text that the target shall write in conversation with itself.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(0), default=None,
+              show_default="1,000,000 where there are --prompts or no --data, else none",
+              help="Text that the target shall write, in answer to --prompts and to itself.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
               "before it asks itself. May be given more than once.")  # fmt: skip
@@ -94,13 +95,13 @@ def _run(
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     text = Text()
-    tokens = (0 if data and not prompts else 1_000_000) if tokens is None else tokens
+    tokens = (1_000_000 if prompts or not data else 0) if tokens is None else tokens
     if data:
         text.add(*given(target, data, work, max_tokens, settings.held_out))
     if tokens:
         text.add(*generated(target, work, tokens, slots, settings.seed, prompts))
     if max_tokens is not None:
-        text.keep(max_tokens, settings.held_out)
+        text = text.part(max_tokens, settings.held_out)
     if len(text.tokens) < 2:
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
     total, shape = int(text.lengths.sum()), shape_of(target.config, inner)

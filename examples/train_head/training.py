@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,18 @@ class Settings:
     def rate_at(self, share: float) -> float:
         """The learning rate: a short rise, then half a cosine."""
         return self.learning_rate * min(1.0, share / 0.02 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
+
+
+class _Words(NamedTuple):
+    """The columns of the draft vocabulary that a step looks at.
+
+    projection, bias: their logits are `feature @ projection.T + bias`, [columns, hidden] and [columns]
+    wanted: what the target thinks after every feature of an answer, [batch, length, columns]; other rows hold nothing
+    """
+
+    projection: Tensor
+    bias: Tensor
+    wanted: Tensor
 
 
 class Trainer:
@@ -128,14 +140,10 @@ class Trainer:
 
     def _loss(self, group: np.ndarray, chain: int, guess_ahead: bool) -> Tensor:
         tokens, truth, answers = self._load(group)
-        batch, length = tokens.shape
         embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
         noise = (torch.rand_like(truth) - 0.5) * (2 * self.settings.noise * self.scale)
         given = (truth + noise)[:, :-1]
-        shares, columns, counts = self._wanted(truth[answers].to(self.dtype))
-        wanted = shares.new_empty(batch, length, shares.shape[1])
-        wanted[answers] = shares
-        words = self.small[columns], counts.log(), wanted
+        words = self._words(truth, answers)
         total = torch.zeros(())
         weight, norm = 1.0, 0.0
         for step, (primary, contrast) in enumerate(self.head.steps(embeddings, given, chain)):
@@ -145,6 +153,13 @@ class Trainer:
                 total = total + self.settings.contrast_loss * self._compare(contrast, truth, words, answers, 2, step)
             weight *= self.settings.decay
         return total / norm
+
+    def _words(self, truth: Tensor, answers: Tensor) -> _Words:
+        """What this step compares guesses with. truth [batch, length, hidden], answers [batch, length]."""
+        shares, columns, counts = self._wanted(truth[answers].to(self.dtype))
+        wanted = shares.new_empty(*answers.shape, len(columns))
+        wanted[answers] = shares
+        return _Words(self.small[columns], counts.log(), wanted)
 
     def _wanted(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the target thinks after its features, [rows, hidden], over the columns that this step looks at.
@@ -169,18 +184,14 @@ class Trainer:
         counts[likely:] = (vocab - likely) / len(drawn)
         return shares[:, columns] * counts.to(self.dtype), columns, counts
 
-    def _compare(
-        self, guess: Tensor, truth: Tensor, words: tuple[Tensor, Tensor, Tensor], answers: Tensor, ahead: int, step: int
-    ) -> Tensor:
+    def _compare(self, guess: Tensor, truth: Tensor, words: _Words, answers: Tensor, ahead: int, step: int) -> Tensor:
         """The loss of guesses of the features `ahead` rows later, of chains of `step` that start in an answer."""
-        projection, bias, wanted = words
-        last = truth.shape[1] - ahead
-        starts, goals = answers[:, : last - step], slice(step + ahead, None)
-        seen = starts & answers[:, goals]
-        guess, goal, share = guess[:, step:last][seen].float(), truth[:, goals][seen], wanted[:, goals][seen]
+        last, goals = truth.shape[1] - ahead, slice(step + ahead, None)
+        seen = answers[:, : last - step] & answers[:, goals]
+        guess, goal, wanted = guess[:, step:last][seen].float(), truth[:, goals][seen], words.wanted[:, goals][seen]
         if not len(guess):
             return guess.sum()
-        spoken = SoftCrossEntropy.apply(guess, projection, bias, share) / len(guess)
+        spoken = SoftCrossEntropy.apply(guess, words.projection, words.bias, wanted) / len(guess)
         return spoken + self.settings.feature_loss * torch.nn.functional.smooth_l1_loss(guess, goal) / self.scale
 
     # -- held-out text

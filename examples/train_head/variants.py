@@ -39,6 +39,7 @@ AXES = {
     "data": Axis("data", "share of the text", (0.125, 0.25, 0.5)),
     "width": Axis("width", "inner size / hidden size", (0.5, 1.5, 3, 6)),
     "feature": Axis("feature_loss", "weight of the feature loss", (0.0, 0.2, 1.0)),
+    "columns": Axis("columns", "draft tokens a step looks at", (1024, 8192)),
     "noise": Axis("noise", "noise on features", (0.0, 0.2)),
     "contrast": Axis("contrast_loss", "weight of the parallel step", (0.0, 1.0)),
     "vocab": Axis("draft_vocab", "draft vocabulary", (2048, 8192, 16384)),

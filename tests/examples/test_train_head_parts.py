@@ -39,7 +39,7 @@ def small_trainer(folder: Path, asked: list[int] | None = None, **settings: obje
     torch.manual_seed(0)
     head, text, conversations = TrainedHead(16, 2, 1, 8, 16, 1e-5, 10000.0), Text(), talks(15, vocab=60)
     features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
-    text.add(conversations, asked or [4] * 15, features)
+    text.add(zip(conversations, asked or [4] * 15, strict=True), features)
     chosen = Settings(hours=None, steps=10, draft_vocab=40, held_out=2, **settings)  # type: ignore[arg-type]
     return Trainer(head, text, torch.randn(60, 16), torch.randn(60, 16), chosen, folder)
 
@@ -70,12 +70,10 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path, asked)
     group = np.array([3, 6, 9])
     _, truth, answers = trainer._load(group)
-    shares, columns, counts = trainer._wanted(truth[answers])
-    wanted = torch.zeros(*answers.shape, shares.shape[1])
-    wanted[answers] = shares
+    words = trainer._words(truth, answers)
     for step, ahead in ((0, 1), (2, 1), (2, 2)):
         guess = torch.randn(len(group), truth.shape[1] - 1, 16, requires_grad=True)
-        trainer._compare(guess, truth, (trainer.small[columns], counts.log(), wanted), answers, ahead, step).backward()
+        trainer._compare(guess, truth, words, answers, ahead, step).backward()
         for row, n in enumerate(group):
             start = max(asked[n] - 1, 0)
             expected = [start + step <= place < trainer.lengths[n] - ahead for place in range(guess.shape[1])]
@@ -127,9 +125,8 @@ def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
     text = Text()
     conversations = talks(15, vocab=60)
     asked = [1, *range(len(conversations) - 1)]
-    text.add(
-        conversations, asked, np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
-    )
+    features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
+    text.add(zip(conversations, asked, strict=True), features)
     held = HeldOut(text, 3, projection)
     accuracy, contrast = held.accuracy(head, embedding, projection[kept], kept, depths)
     hits, counts = np.zeros(depths + 1), np.zeros(depths + 1)
