@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +62,10 @@ def main(debug: bool, **settings: Any) -> None:
 
     The result runs with `jakiro-run --engine DIR` on any CPU, and is what `jakiro-build` makes TensorRT engines from.
     """
-    from jakiro_export.errors import ExportError
     from jakiro_runtime.errors import in_words
 
-    with in_words(debug, "Interrupted; nothing was written."):
-        try:
-            _run(**settings)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ExportError(f"The disk is full; nothing was left in {settings['out']}.") from error
+    with in_words(debug, "Interrupted; nothing was written.", f"nothing was left in {settings['out']}"):
+        _run(**settings)
 
 
 def _run(

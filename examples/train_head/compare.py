@@ -21,7 +21,7 @@ quiet_libraries()
 
 import numpy as np
 import torch
-from console import CONSOLE, bar, say
+from console import CONSOLE, bar, in_work, say
 from features import Text
 from heldout import HeldOut, Measure
 from model import TrainedHead
@@ -34,7 +34,6 @@ from variants import AXES, Plan, plans
 
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import load_target
-from jakiro_runtime.errors import in_words
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -58,8 +57,9 @@ from jakiro_runtime.errors import in_words
               help="Where features are kept, train_head.py's --work for one.")  # fmt: skip
 def main(target: str, data: tuple[Path, ...], out: Path, work: Path | None, **options: Any) -> None:
     """Train variants of a head at equal data, steps and seed, and compare them on held-out text."""
-    with in_words(False, "Interrupted; the same command goes on from what was kept."):
-        _run(target, data, out, work or out / "work", **options)
+    work = work or out / "work"
+    with in_work(work):
+        _run(target, data, out, work, **options)
 
 
 def _run(
@@ -67,7 +67,6 @@ def _run(
 ) -> None:
     settings = Settings(hours=None, **options)
     wanted = plans(Plan(settings, width), variants.split(","))
-    work.mkdir(parents=True, exist_ok=True)
     target = load_target(locate(name, "target"), name)
     text = Text()
     text.add(*given(target, data, work, max_tokens, settings.held_out))

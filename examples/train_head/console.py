@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from heldout import Measure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jakiro_runtime.errors import UsageError, in_words
 
 CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -19,6 +25,21 @@ def say(measure: Measure) -> None:
         f"step {measure.step:6d}  {measure.hours:5.2f} h  loss {measure.loss:6.3f}  held-out accuracy {depths}  "
         f"contrast {measure.contrast:.3f}  tau of the chain {measure.chain_tau:.2f}"
     )
+
+
+@contextmanager
+def in_work(folder: Path) -> Iterator[None]:
+    """A command that keeps what it makes in `folder`, alone there; what goes wrong becomes a sentence."""
+    again = "the same command goes on from what was kept"
+    with in_words(False, f"Interrupted; {again}.", f"once there is room, {again}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"Another process is at work in {folder}; wait for it, or give another --work.") from None
+        with lock:
+            yield
 
 
 class bar:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ def read(path: Path, vocab: int) -> Iterator[tuple[list[int], int]]:
     """The conversations of a `.jsonl` or `.jsonl.gz` file, as token ids, and how many of these are the prompt.
 
     Raises:
-        click.ClickException: a line is not a conversation, or holds a token the target does not have.
+        click.ClickException: the file is damaged, a line is not a conversation, or holds a token the target does not have.
     """
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in _numbered(path, lines):
             try:
                 record = json.loads(line)
                 tokens = [int(token) for token in (*record["prompt"], *record["response"])]
@@ -32,6 +33,16 @@ def read(path: Path, vocab: int) -> Iterator[tuple[list[int], int]]:
             if not all(0 <= token < vocab for token in tokens):
                 raise click.ClickException(f"{path}, line {number}: a token outside the target's vocabulary of {vocab}.")
             yield tokens, len(record["prompt"])
+
+
+def _numbered(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers. Raises click.ClickException where the file is cut off or not what its name says."""
+    try:
+        yield from enumerate(lines, 1)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise click.ClickException(
+            f"{path} cannot be read to its end ({error}); expected JSON lines, gzipped in a .gz."
+        ) from error
 
 
 def headers(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from model import TrainedHead
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from training import Trainer
 
 
 def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any]) -> None:
-    """Write `config.json`, `model.safetensors` (fp16), `token_order.safetensors`, `training.json` and `training.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `config.json`, `model.safetensors` (fp16), `token_order.safetensors`, `training.json`, `training.png`, each whole."""
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.absolute().parent) as partial:
+        _write(Path(partial), trainer, config, data)
+        folder.mkdir(exist_ok=True)
+        for file in Path(partial).iterdir():
+            file.replace(folder / file.name)
+
+
+def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights(trainer.head), folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(save(weights(trainer.head)))
     frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
-    save_file({"token_ids": frequent}, folder / "token_order.safetensors")
+    (folder / "token_order.safetensors").write_bytes(save({"token_ids": frequent}))
     figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
                "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history]}  # fmt: skip
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")

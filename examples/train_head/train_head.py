@@ -19,7 +19,7 @@ quiet_libraries()
 
 import torch
 from begin import loaded
-from console import CONSOLE, bar, say
+from console import CONSOLE, bar, in_work, say
 from features import Text
 from model import TrainedHead
 from publish import publish
@@ -29,7 +29,6 @@ from training import Settings, Trainer
 
 from jakiro_export.checkpoint.locate import locate
 from jakiro_export.checkpoint.target import load_target
-from jakiro_runtime.errors import in_words
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -69,8 +68,9 @@ from jakiro_runtime.errors import in_words
               help="Where text, features and state are kept.")  # fmt: skip
 def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:
     """Train a Jakiro head for a target, on its own text, in the published checkpoint format."""
-    with in_words(False, "Interrupted; the same command goes on from what was kept."):
-        _run(target, out, data, work or out.with_name(out.name + ".work"), **options)
+    work = work or out.with_name(out.name + ".work")
+    with in_work(work):
+        _run(target, out, data, work, **options)
 
 
 def _run(
@@ -88,7 +88,6 @@ def _run(
     every: int,
     **options: Any,
 ) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     options["hours"] = None if options["steps"] else options["hours"]
     if not mixture:
         options["contrast_loss"] = 0.0

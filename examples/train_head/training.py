@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,7 +258,9 @@ class Trainer:
             "step": self.step, "seconds": self.seconds, "cpu": self.cpu, "epoch": self.epoch, "batch": self.batch,
             "train": len(self.train), "history": [asdict(m) for m in self.history], "settings": json.dumps(asdict(self.settings)),
         }  # fmt: skip
-        torch.save(state, self.folder / "state.new")
+        whole = BytesIO()  # torch's own writer hides that a disk is full
+        torch.save(state, whole)
+        (self.folder / "state.new").write_bytes(whole.getbuffer())
         (self.folder / "state.new").replace(self.folder / "state.pt")
 
     def resume(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +25,13 @@ class UsageError(EngineError):
 
 
 @contextmanager
-def in_words(debug: bool, interrupted: str = "") -> Iterator[None]:
+def in_words(debug: bool, interrupted: str = "", full: str = "make room and try again") -> Iterator[None]:
     """A command: its errors become a sentence on standard error and an exit code.
 
     Args:
         debug: show the traceback of an error instead
         interrupted: what Ctrl-C says
+        full: what is said of a full disk, after "The disk is full"
     """
     try:
         yield
@@ -38,6 +40,11 @@ def in_words(debug: bool, interrupted: str = "") -> Iterator[None]:
             raise
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        print(f"Error: The disk is full; {full}.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import signal
 import subprocess
@@ -12,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from begin import loaded
+from console import in_work
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
 import tiny
@@ -97,6 +101,31 @@ def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
     process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "bad.jsonl"))
     assert process.returncode == 1
     assert "line 2: expected" in process.stderr.read()
+
+
+def test_a_truncated_archive_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"prompt": [1, %d], "response": [3]}\n' % (n % 300) for n in range(5000)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "cut.jsonl.gz"))
+    assert process.returncode == 1
+    assert "cut.jsonl.gz cannot be read to its end" in process.stderr.read()
+
+
+def test_a_second_process_does_not_touch_the_work_of_the_first(tiny_target: Path, tmp_path: Path) -> None:
+    work = tmp_path / "head.work"
+    work.mkdir()
+    with FileLock(work / "lock"):
+        process = train(tiny_target, tmp_path / "head")
+    assert process.returncode == 2
+    assert "Another process is at work in" in process.stderr.read()
+    assert [file.name for file in work.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, in_work(tmp_path / "work"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert left.value.code == 1
+    assert "The disk is full; once there is room, the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.slow
