@@ -68,8 +68,7 @@ def _run(
     settings = Settings(hours=None, **options)
     wanted = plans(Plan(settings, width), variants.split(","))
     target = load_target(locate(name, "target"), name)
-    text = Text()
-    text.add(*given(target, data, work, max_tokens, settings.held_out))
+    text = given(target, data, work, max_tokens, settings.held_out)
     bench = Bench(name, target.config, text, *matrices(target), out)
     results: dict[str, Result] = {}
     for title, plan in wanted.items():

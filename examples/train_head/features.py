@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from torch import nn
@@ -79,6 +80,34 @@ def part(conversations: Sequence[np.ndarray], tokens: int, held: int) -> list[in
     rest = np.setdiff1d(np.arange(len(conversations)), out)
     lengths = np.array([len(conversations[n]) for n in rest])
     return [*out, *rest[np.cumsum(lengths) <= tokens].tolist()]
+
+
+def features_of(file: Path) -> Path:
+    """Where the features of all tokens in a file of conversations are, in order, float16 [tokens, hidden], if it has any."""
+    return file.with_suffix(".f16")
+
+
+def beside(
+    file: Path, conversations: Sequence[tuple[list[int], int]], hidden: int
+) -> Iterator[tuple[tuple[list[int], int], np.ndarray | None]]:
+    """The conversations of a file, each with its rows of the features that lie beside the file, None where there are none.
+
+    Raises:
+        click.ClickException: there are, but of fewer tokens than the file has.
+    """
+    store, wanted = features_of(file), sum(len(tokens) for tokens, _ in conversations)
+    if not wanted or not store.is_file():
+        yield from ((each, None) for each in conversations)
+        return
+    rows = store.stat().st_size // (2 * hidden)  # more than wanted where the text was being written when it was interrupted
+    if rows < wanted:
+        raise click.ClickException(
+            f"{store} has the features of {rows} tokens, but {file} has {wanted}: move it away, and they are computed."
+        )
+    features, start = np.memmap(store, np.float16, "r", shape=(rows, hidden)), 0
+    for tokens, asked in conversations:
+        yield (tokens, asked), features[start : start + len(tokens)]
+        start += len(tokens)
 
 
 def extract(

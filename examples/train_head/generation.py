@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from features import features_of
 
 from jakiro_export.checkpoint.target import Target
 from jakiro_export.graph.build import GraphOptions, target_graph
@@ -165,11 +166,6 @@ def generate(
                 slot = next(slot for slot, each in enumerate(talks) if each is talk)
                 talks[slot], passes.lengths[slot] = begin(), 0
                 progress(have)
-
-
-def features_of(file: Path) -> Path:
-    """Where the features of all tokens in a file of conversations are, in order, float16 [tokens, hidden]."""
-    return file.with_suffix(".f16")
 
 
 def take_up(file: Path, hidden: int) -> tuple[set[int], int]:

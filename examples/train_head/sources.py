@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from console import bar
+from console import CONSOLE, bar
 from conversations import headers, read
-from features import extract, part
-from generation import ANSWER, OPENINGS, PROMPT, QUESTION, Passes, features_of, generate, take_up, written_graph
+from features import Text, beside, extract, features_of, part
+from generation import ANSWER, OPENINGS, PROMPT, QUESTION, Passes, generate, take_up, written_graph
 from torch import Tensor
 from training import fast_dtype
 
@@ -26,26 +26,39 @@ def matrices(target: Target) -> tuple[Tensor, Tensor]:
     return embedding, projection
 
 
-def given(
-    target: Target, files: tuple[Path, ...], work: Path, tokens: int | None, held_out: int
-) -> tuple[list[tuple[np.ndarray, int]], np.ndarray]:
-    """The conversations of the user's files, of which so many tokens are used, each with its prompt's length; their features."""
-    longest, vocab = target.config.max_position_embeddings, target.config.vocab_size
-    found = [(np.array(c, np.int32), asked) for file in files for c, asked in read(file, vocab) if 8 <= len(c) <= longest]
+def given(target: Target, files: tuple[Path, ...], work: Path, tokens: int | None, held_out: int) -> Text:
+    """The conversations of the user's files, of which so many tokens are used.
+
+    Features that this recipe wrote beside a file, with its text, are taken; the others are computed, and kept in `work`.
+    """
+    longest, vocab, hidden = target.config.max_position_embeddings, target.config.vocab_size, target.config.hidden_size
+    found = [
+        (np.array(conversation, np.int32), asked, rows)
+        for file in files
+        for (conversation, asked), rows in beside(file, list(read(file, vocab)), hidden)
+        if 8 <= len(conversation) <= longest
+    ]
     if tokens is not None:
-        found = [found[n] for n in part([conversation for conversation, _ in found], tokens, held_out)]
-    model = target.model().to(fast_dtype())  # type: ignore[call-overload]
-    conversations = [conversation for conversation, _ in found]
-    with bar("Features", sum(map(len, conversations))) as advance:
-        features = extract(model, conversations, work, advance)
-    target._model = None
-    return found, features
+        found = [found[n] for n in part([conversation for conversation, _, _ in found], tokens, held_out)]
+    bare = [conversation for conversation, _, rows in found if rows is None]
+    computed = np.empty((0, hidden), np.float16)
+    if bare:
+        model = target.model().to(fast_dtype())  # type: ignore[call-overload]
+        with bar("Features", sum(map(len, bare))) as advance:
+            computed = extract(model, bare, work, advance)
+        target._model = None
+    text, start = Text(), 0
+    for conversation, asked, rows in found:
+        if rows is None:
+            start, rows = start + len(conversation), computed[start : start + len(conversation)]
+        text.add([(conversation, asked)], rows)
+    return text
 
 
 def generated(
     target: Target, work: Path, tokens: int, slots: int, seed: int, files: tuple[Path, ...]
 ) -> tuple[list[tuple[list[int], int]], np.ndarray]:
-    """Conversations of the target, first about the prompts of the user's files, then with itself: as `given` returns them."""
+    """Conversations of the target, first about the prompts of the user's files, then with itself, and their features."""
     tokenizer, file, hidden = target.tokenizer(), work / "conversations.jsonl", target.config.hidden_size
     asked = [prompt.turns[0] for each in files for prompt in read_prompts(each)]
     marks = headers(tokenizer)
@@ -55,8 +68,10 @@ def generated(
         openings, questions = (
             [tokenizer.encode(text, add_special_tokens=False) for text in texts] for texts in (OPENINGS, asked)
         )
-        questions = [ids for ids in questions if len(ids) <= PROMPT]
-        questions = [questions[n] for n in np.random.default_rng(seed).permutation(len(questions))]
+        short = [ids for ids in questions if len(ids) <= PROMPT]
+        if len(short) < len(questions):
+            CONSOLE.print(f"{len(questions) - len(short)} of {len(questions)} prompts have more than {PROMPT} tokens: left out.")
+        questions = [short[n] for n in np.random.default_rng(seed).permutation(len(short))]
         longest = max([QUESTION, *map(len, questions)])
         passes = Passes(graph, target.config, len(marks[0]) + len(marks[1]) + longest + ANSWER, slots)
         with bar("Text", tokens) as advance:

@@ -20,7 +20,6 @@ quiet_libraries()
 import torch
 from begin import loaded
 from console import CONSOLE, bar, in_work, say
-from features import Text
 from model import TrainedHead
 from publish import publish
 from shape import published_config, shape_of
@@ -93,10 +92,8 @@ def _run(
         options["contrast_loss"] = 0.0
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
-    text = Text()
     tokens = (1_000_000 if prompts or not data else 0) if tokens is None else tokens
-    if data:
-        text.add(*given(target, data, work, max_tokens, settings.held_out))
+    text = given(target, data, work, max_tokens, settings.held_out)
     if tokens:
         text.add(*generated(target, work, tokens, slots, settings.seed, prompts))
     if max_tokens is not None:

@@ -84,7 +84,9 @@ def test_it_asks_what_people_ask_before_it_asks_itself(tiny_target: Path, tmp_pa
     lines = [{"prompt": text} for text in asked] + [{"turns": ["far too long " * 200, "second"]}]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     process = train(tiny_target, tmp_path / "head", "--prompts", str(tmp_path / "prompts.jsonl"), "--steps", "2")
-    assert process.returncode == 0, process.stderr.read()
+    said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert "1 of 21 prompts have more than 256 tokens" in said
     tokenizer = load_target(tiny_target, "tiny").tokenizer()
     found = {}
     for line in (tmp_path / "head.work" / "conversations.jsonl").read_text().splitlines():

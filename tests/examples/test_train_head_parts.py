@@ -6,12 +6,14 @@ import json
 import zlib
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
-from features import Text, extract, held_out, part
+from features import Text, extract, features_of, held_out, part
 from heldout import HeldOut
 from model import SoftCrossEntropy, TrainedHead
+from sources import given
 from torch.nn import functional as F
 from training import Settings, Trainer
 
@@ -114,6 +116,42 @@ def test_features_of_another_text_are_not_taken_for_its_own(tiny_target: Path, t
     assert np.abs(found.astype(np.float32) - expected).max() < 0.02
     marks = json.loads((tmp_path / "features.json").read_text())["conversations"]
     assert marks == [zlib.crc32(c.tobytes()) for c in other]
+
+
+def written(file: Path, text: list[np.ndarray], features: np.ndarray | None = None) -> Path:
+    """A file of conversations, half of each the prompt, and features beside it."""
+    lines = ({"prompt": c[: len(c) // 2].tolist(), "response": c[len(c) // 2 :].tolist()} for c in text)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if features is not None:
+        features.tofile(features_of(file))
+    return file
+
+
+def test_texts_of_several_files_each_keep_their_features(tiny_target: Path, tmp_path: Path) -> None:
+    target, texts = load_target(tiny_target, "tiny"), [talks(30, 1), talks(20, 2), talks(25, 3)]
+    texts[0].insert(3, np.array([5, 6], np.int32))  # too short to be used: those behind it must not slip
+    width = target.config.hidden_size
+    known = {n: np.random.default_rng(n).normal(size=(sum(map(len, texts[n])), width)).astype(np.float16) for n in (0, 2)}
+    files = tuple(written(tmp_path / f"{n}.jsonl", text, known.get(n)) for n, text in enumerate(texts))
+    text = given(target, files, tmp_path / "work", None, 96)
+    assert [c.tolist() for c in text.tokens] == [c.tolist() for each in texts for c in each if len(c) >= 8]
+    assert text.prompts == [len(c) // 2 for c in text.tokens]
+    starts = {n: np.concatenate([[0], np.cumsum([len(c) for c in texts[n]])]) for n in known}
+    assert np.array_equal(text.features[3], known[0][starts[0][4] : starts[0][5]])
+    assert np.array_equal(text.features[-1], known[2][starts[2][-2] :])
+    computed = extract(target.model(), texts[1], tmp_path / "alone", lambda done: None)
+    assert np.array_equal(np.concatenate(text.features[30:50]), computed)
+    part_of = given(target, files, tmp_path / "part", 200, 5)
+    for tokens, features in zip(part_of.tokens, part_of.features, strict=True):
+        same = next(n for n, c in enumerate(text.tokens) if np.array_equal(c, tokens))
+        assert np.abs(features.astype(np.float32) - text.features[same]).max() < 0.02
+
+
+def test_features_of_less_than_the_text_get_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
+    target, text = load_target(tiny_target, "tiny"), talks(9)
+    rows = np.zeros((sum(map(len, text)) - 1, target.config.hidden_size), np.float16)
+    with pytest.raises(click.ClickException, match="move it away"):
+        given(target, (written(tmp_path / "text.jsonl", text, rows),), tmp_path / "work", None, 96)
 
 
 @pytest.mark.parametrize("depths", [1, 3])
