@@ -85,7 +85,7 @@ class Bench:
             int(text.lengths.sum()), Settings.held_out
         )  # what is held out comes first now, in every part of the text
         self.config, self.text, self.embedding, self.projection, self.out = config, text, embedding, projection, out
-        self.held = HeldOut(text, Settings.held_out, projection)
+        self.held = HeldOut(text, text.held_out(Settings.held_out), projection)
         self.about = {
             "target": name, "threads": torch.get_num_threads(), "conversations": len(text.tokens),
             "tokens": int(text.lengths.sum()), "held_out": len(self.held.numbers), "near_ties": self.held.near_ties,

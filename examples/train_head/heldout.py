@@ -32,16 +32,16 @@ class Measure:
 
 
 class HeldOut:
-    """Conversations of a text that no head is trained on.
+    """Conversations of a text to measure on: those that no head is trained on, or others to compare them with.
 
     numbers: which they are
     near_ties: the share of positions of the answers at which the target's second best logit is less than so far behind its
         best: what no head can know
     """
 
-    def __init__(self, text: Text, most: int, projection: Tensor) -> None:
+    def __init__(self, text: Text, numbers: np.ndarray, projection: Tensor) -> None:
         """projection: the target's, [vocab, hidden]; its choices are from the whole vocabulary, whatever a head proposes from."""
-        self.numbers = text.held_out(most)
+        self.numbers = numbers
         self._tokens = [torch.from_numpy(text.tokens[n]).long() for n in self.numbers]
         self._features = [torch.from_numpy(np.array(text.features[n])) for n in self.numbers]
         self._from = [text.first_row(n) for n in self.numbers]

@@ -30,8 +30,10 @@ def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[st
     (folder / "model.safetensors").write_bytes(save(weights(trainer.head)))
     frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
     (folder / "token_order.safetensors").write_bytes(save({"token_ids": frequent}))
+    known, ahead = trainer.by_heart()
     figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
-               "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history]}  # fmt: skip
+               "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history],
+               "trained_on": {"accuracy": known, "contrast": ahead}}  # fmt: skip
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
     picture(folder / "training.png", trainer)
 

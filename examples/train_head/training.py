@@ -95,7 +95,8 @@ class Trainer:
         self.kept = torch.from_numpy(np.sort(self.order[:vocab]))
         self.small = projection[self.kept].to(self.dtype).contiguous()
         self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
-        self.held = held or HeldOut(data, settings.held_out, projection)
+        self.projection = projection
+        self.held = held or HeldOut(data, data.held_out(settings.held_out), projection)
         self.lengths, self.first = data.lengths, np.array([data.first_row(n) for n in range(len(data.tokens))])
         self.train = np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -199,12 +200,20 @@ class Trainer:
 
     def measure(self, loss: float) -> Measure:
         """Accuracy at every depth of the chain on held-out conversations; added to `history`."""
+        self.history.append(Measure(self.step, self.seconds / 3600, loss, *self._accuracy(self.held)))
+        return self.history[-1]
+
+    def by_heart(self) -> tuple[list[float], float]:
+        """Accuracy on as many conversations of those it is trained on: compare with the held-out figures."""
+        drawn = np.random.default_rng(self.settings.seed).permutation(self.train)[: len(self.held.numbers)]
+        return self._accuracy(HeldOut(self.data, drawn, self.projection))
+
+    def _accuracy(self, held: HeldOut) -> tuple[list[float], float]:
         self.head.eval()
         with self._autocast():
-            accuracy, contrast = self.held.accuracy(self.head, self.embedding, self.small, self.kept, self.settings.depths)
+            found = held.accuracy(self.head, self.embedding, self.small, self.kept, self.settings.depths)
         self.head.train()
-        self.history.append(Measure(self.step, self.seconds / 3600, loss, accuracy, contrast))
-        return self.history[-1]
+        return found
 
     # -- the whole of it
 

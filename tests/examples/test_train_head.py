@@ -51,7 +51,10 @@ def test_it_learns_and_can_be_exported(trained: Path, tiny_target: Path, tmp_pat
     assert {file.name for file in trained.iterdir()} == {
         "config.json", "model.safetensors", "token_order.safetensors", "training.json", "training.png",
     }  # fmt: skip
-    history = json.loads((trained / "training.json").read_text())["held_out"]
+    figures = json.loads((trained / "training.json").read_text())
+    history, known = figures["held_out"], figures["trained_on"]["accuracy"]
+    assert len(known) == len(history[-1]["accuracy"])
+    assert known != history[-1]["accuracy"]  # other conversations
     # losses of different moments are not comparable: chains grow longer on the way
     assert history[-1]["accuracy"][0] > 3 / 320  # better than chance
     out = tiny.make_engine(tmp_path / "engine", tiny_target, trained, draft_vocab=128)

@@ -165,7 +165,7 @@ def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
     asked = [1, *range(len(conversations) - 1)]
     features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
     text.add(zip(conversations, asked, strict=True), features)
-    held = HeldOut(text, 3, projection)
+    held = HeldOut(text, text.held_out(3), projection)
     accuracy, contrast = held.accuracy(head, embedding, projection[kept], kept, depths)
     hits, counts = np.zeros(depths + 1), np.zeros(depths + 1)
     with torch.no_grad():
