@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from jakiro_runtime import Engine, EngineError, Event, Session
 from jakiro_runtime.bench import cli, cost, peers, svg
 from jakiro_runtime.bench.contenders import Answer, Ours
-from jakiro_runtime.bench.figures import rate, summary
+from jakiro_runtime.bench.figures import interval, rate, summary
 from jakiro_runtime.bench.measure import Run, conversation, measure
 from jakiro_runtime.bench.prompts import Prompt, read_prompts
 from jakiro_runtime.bench.report import HEAD_ALONE, PLAIN, SPECULATIVE, report
@@ -80,6 +80,7 @@ def test_the_report_says_what_was_measured(tiny_engine: Path, prompts_file: Path
     detail = data["detail"]
     assert data["tau"] == pytest.approx(1 + sum(detail["acceptance"]["by_depth"]), abs=1e-3)
     assert detail["answers"] == 3
+    assert detail["tau_interval"] is None  # two prompts say nothing of others
     assert detail["tokens_per_second"]["repeats"] == 2
     assert [(each["id"], each["turns"]) for each in detail["prompts"]] == [(ID, 2), ("line-2", 1)]
     parts = detail["round_ms"]
@@ -90,6 +91,21 @@ def test_the_report_says_what_was_measured(tiny_engine: Path, prompts_file: Path
     assert data["machine"]["versions"]["onnxruntime"]
     assert data["settings"]["max_new_tokens"] == 10
     assert "output identical: yes" in result.stderr
+
+
+def test_an_interval_of_a_ratio_is_as_wide_as_its_parts_are_unlike() -> None:
+    rng = np.random.default_rng(3)
+    below = rng.integers(20, 60, 400)
+    means = rng.normal(2.5, 0.4, 400)
+    parts = [(float(mean * count), float(count)) for mean, count in zip(means, below, strict=True)]
+    low, high = interval(parts) or [0.0, 0.0]
+    exact = 1.96 * 0.4 * np.sqrt((below**2).sum()) / below.sum()  # the ratio's standard error, its weights given
+    middle = sum(a for a, _ in parts) / below.sum()
+    assert low < middle < high
+    assert (high - low) / 2 == pytest.approx(exact, rel=0.15)
+    assert interval(parts) == [low, high]
+    assert interval([(2.0 * n, float(n)) for n in range(1, 9)]) == [2.0, 2.0]
+    assert interval(parts[:7]) is None
 
 
 def test_tau_and_ranks_of_a_draft_that_knows_the_answer(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from jakiro_runtime.bench.contenders import Answer, Ours
-from jakiro_runtime.bench.figures import rate, summary
+from jakiro_runtime.bench.figures import interval, rate, summary
 from jakiro_runtime.bench.measure import Run, Turn
 from jakiro_runtime.manifest import TreePlan
 from jakiro_runtime.stats import Stats
@@ -25,6 +25,7 @@ def report(run: Run, watched: Ours) -> dict[str, Any]:
 
     speedup: tokens_per_second / plain_tokens_per_second, each the median over repeats of a rate pooled over all answers
     tau: tokens per target pass, the passes over prompts not counted, pooled over all answers
+    tau_interval, in `detail`: where tau lies in 95 % of cases if the prompts are drawn anew from themselves
     identical: every answer of every repeat, with and without speculation, token for token the same
     head_alone: tau, tokens_per_second and speedup without looking up
     """
@@ -49,6 +50,7 @@ def report(run: Run, watched: Ours) -> dict[str, Any]:
             "new_tokens": sum(len(turn.answers[SPECULATIVE][0].tokens) for turn in run.turns),
             "differences": differences,
             "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.left_out],
+            "tau_interval": _tau_interval(run.turns, SPECULATIVE),
             "acceptance": _acceptance(stats, watched),
             "nodes_per_round": _per_round(stats, "verified"),
             "drafts_per_round": _per_round(stats, "drafts"),
@@ -73,6 +75,7 @@ def head_alone(run: Run) -> dict[str, Any]:
     plain = median(_rates(run.turns, PLAIN))
     return {
         "tau": round(_tau(stats), 4),
+        "tau_interval": _tau_interval(run.turns, name),
         "tokens_per_second": round(median(rates), 3),
         "plain_tokens_per_second": round(plain, 3),
         "speedup": _ratio(median(rates), plain),
@@ -153,8 +156,26 @@ def _per_round(stats: Sequence[Stats], count: str) -> float:
 
 
 def _tau(stats: Sequence[Stats]) -> float:
+    tokens, rounds = _tokens_and_rounds(stats)
+    return tokens / rounds if rounds else 0.0
+
+
+def _tokens_and_rounds(stats: Sequence[Stats]) -> tuple[int, int]:
     rounds = sum(each.rounds for each in stats)
-    return (sum(sum(each.accepted) for each in stats) + rounds) / rounds if rounds else 0.0
+    return sum(sum(each.accepted) for each in stats) + rounds, rounds
+
+
+def _tau_interval(turns: Sequence[Turn], name: str) -> list[float] | None:
+    """Turns of one conversation go together: what is drawn anew is a prompt."""
+    groups = _grouped(turns, lambda turn: turn.prompt.id).values()
+    return interval([_tokens_and_rounds(_stats(members, name)) for members in groups])
+
+
+def _grouped(turns: Sequence[Turn], key: Callable[[Turn], str]) -> dict[str, list[Turn]]:
+    groups: dict[str, list[Turn]] = {}
+    for turn in turns:
+        groups.setdefault(key(turn), []).append(turn)
+    return groups
 
 
 def _acceptance(stats: Sequence[Stats], watched: Ours) -> dict[str, Any]:
@@ -201,11 +222,8 @@ def _first_token(turns: Sequence[Turn], name: str) -> dict[str, Any]:
 
 def _groups(turns: Sequence[Turn], key: Callable[[Turn], str]) -> list[dict[str, Any]]:
     """Speed-up and tau of each prompt, or of each benchmark."""
-    groups: dict[str, list[Turn]] = {}
-    for turn in turns:
-        groups.setdefault(key(turn), []).append(turn)
     figures = []
-    for name, members in groups.items():
+    for name, members in _grouped(turns, key).items():
         fast, slow = _rates(members, SPECULATIVE), _rates(members, PLAIN)
         figures.append(
             {

@@ -57,6 +57,8 @@ def sentences(data: dict[str, Any]) -> list[str]:
             f"{detail['looked_up_per_round']:.2f} tokens a round were looked up and not drafted; the head alone: speed-up "
             f"{alone['speedup']:.2f}x, tau {alone['tau']:.2f}."
         )
+    if between := detail["tau_interval"]:
+        lines.append("Other such prompts: tau {:.2f} to {:.2f} in 95 % of cases, by drawing these anew.".format(*between))
     answers = f"{detail['answers']} answers, {data['settings']['repeats']} repeats"
     lines.append(f"speed-up {data['speedup']:.2f}x, tau {data['tau']:.2f}, {answers}")
     if data["identical"]:
