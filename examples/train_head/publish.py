@@ -15,25 +15,27 @@ from safetensors.numpy import save
 from training import Trainer
 
 
-def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any]) -> None:
-    """Write `config.json`, `model.safetensors` (fp16), `token_order.safetensors`, `training.json`, `training.png`, each whole."""
+def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any], **figures: Any) -> None:
+    """Write `config.json`, `model.safetensors` (fp16), `token_order.safetensors`, `training.json`, `training.png`, each whole.
+
+    figures: what `training.json` says besides the trainer's own
+    """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.absolute().parent) as partial:
-        _write(Path(partial), trainer, config, data)
+        _write(Path(partial), trainer, config, data, figures)
         folder.mkdir(exist_ok=True)
         for file in Path(partial).iterdir():
             file.replace(folder / file.name)
 
 
-def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any]) -> None:
+def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any], more: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "model.safetensors").write_bytes(save(weights(trainer.head)))
     frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
     (folder / "token_order.safetensors").write_bytes(save({"token_ids": frequent}))
-    known, ahead = trainer.by_heart()
     figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
                "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history],
-               "trained_on": {"accuracy": known, "contrast": ahead}}  # fmt: skip
+               **more}  # fmt: skip
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
     picture(folder / "training.png", trainer)
 

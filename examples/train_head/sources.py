@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from console import CONSOLE, bar
 from conversations import headers, read
-from features import Text, beside, extract, features_of, part
+from features import Text, beside, extract, part
 from generation import ANSWER, OPENINGS, PROMPT, QUESTION, Passes, generate, take_up, written_graph
 from torch import Tensor
 from training import fast_dtype
@@ -55,10 +55,8 @@ def given(target: Target, files: tuple[Path, ...], work: Path, tokens: int | Non
     return text
 
 
-def generated(
-    target: Target, work: Path, tokens: int, slots: int, seed: int, files: tuple[Path, ...]
-) -> tuple[list[tuple[list[int], int]], np.ndarray]:
-    """Conversations of the target, first about the prompts of the user's files, then with itself, and their features."""
+def generated(target: Target, work: Path, tokens: int, slots: int, seed: int, files: tuple[Path, ...]) -> Path:
+    """A file of the target's conversations, first about the prompts of the user's files, then with itself; features beside it."""
     tokenizer, file, hidden = target.tokenizer(), work / "conversations.jsonl", target.config.hidden_size
     asked = [prompt.turns[0] for each in files for prompt in read_prompts(each)]
     marks = headers(tokenizer)
@@ -76,4 +74,4 @@ def generated(
         passes = Passes(graph, target.config, len(marks[0]) + len(marks[1]) + longest + ANSWER, slots)
         with bar("Text", tokens) as advance:
             generate(passes, marks, openings, questions, target.eos_token_ids(), file, tokens, seed, advance)
-    return list(read(file, target.config.vocab_size)), np.memmap(features_of(file), np.float16, "r").reshape(-1, hidden)
+    return file

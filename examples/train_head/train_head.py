@@ -93,11 +93,9 @@ def _run(
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     tokens = (1_000_000 if prompts or not data else 0) if tokens is None else tokens
-    text = given(target, data, work, max_tokens, settings.held_out)
     if tokens:
-        text.add(*generated(target, work, tokens, slots, settings.seed, prompts))
-    if max_tokens is not None:
-        text = text.part(max_tokens, settings.held_out)
+        data = (*data, generated(target, work, tokens, slots, settings.seed, prompts))
+    text = given(target, data, work, max_tokens, settings.held_out)
     if len(text.tokens) < 2:
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
     total, shape = int(text.lengths.sum()), shape_of(target.config, inner)
@@ -113,7 +111,8 @@ def _run(
     )
     with bar("Training", 1.0) as advance:
         trainer.run(every, say, advance)
-    publish(out, trainer, published_config(target.config, shape), {"conversations": len(text.tokens), "tokens": total})
+    about = {"conversations": len(text.tokens), "tokens": total}
+    publish(out, trainer, published_config(target.config, shape), about, trained_on=trainer.by_heart())
     CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
 
 

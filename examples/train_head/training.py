@@ -203,10 +203,11 @@ class Trainer:
         self.history.append(Measure(self.step, self.seconds / 3600, loss, *self._accuracy(self.held)))
         return self.history[-1]
 
-    def by_heart(self) -> tuple[list[float], float]:
-        """Accuracy on as many conversations of those it is trained on: compare with the held-out figures."""
+    def by_heart(self) -> dict[str, Any]:
+        """`accuracy` and `contrast` of as many conversations of those it is trained on: compare with the held-out figures."""
         drawn = np.random.default_rng(self.settings.seed).permutation(self.train)[: len(self.held.numbers)]
-        return self._accuracy(HeldOut(self.data, drawn, self.projection))
+        accuracy, contrast = self._accuracy(HeldOut(self.data, drawn, self.projection))
+        return {"accuracy": accuracy, "contrast": contrast}
 
     def _accuracy(self, held: HeldOut) -> tuple[list[float], float]:
         self.head.eval()
