@@ -243,11 +243,12 @@ def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportO
         base: Any = model.base_model
         return base(input_ids=torch.from_numpy(tokens)[None], use_cache=False).last_hidden_state[0].numpy()
 
-    text = (_PACKAGE / "sample.txt").read_text(encoding="utf-8")
+    sample = (_PACKAGE / "sample.txt").read_text(encoding="utf-8")
+    text = np.array(target.tokenizer()(sample)["input_ids"], np.int64)
     return [
         *check_target(folder / "target.onnx", target, prompt, precision),
-        *check_quality(folder / "target.onnx", target, np.array(target.tokenizer()(text)["input_ids"], np.int64), precision),
-        *check_draft(folder / "draft.onnx", head, target, options.graphs, features),
+        *check_quality(folder / "target.onnx", target, text, precision),
+        *check_draft(folder / "draft.onnx", head, target, options.graphs, text, features),
     ]
 
 
