@@ -37,7 +37,7 @@ from jakiro_export.checkpoint.target import load_target
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(0), default=None,
-              show_default="1,000,000 where there are --prompts or no --data, else none",
+              show_default="1,000,000 for each of --hours where there are --prompts or no --data, else none",
               help="Text that the target shall write, in answer to --prompts and to itself.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
@@ -87,12 +87,13 @@ def _run(
     every: int,
     **options: Any,
 ) -> None:
+    if tokens is None:
+        tokens = round(1_000_000 * options["hours"]) if prompts or not data else 0
     options["hours"] = None if options["steps"] else options["hours"]
     if not mixture:
         options["contrast_loss"] = 0.0
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
-    tokens = (1_000_000 if prompts or not data else 0) if tokens is None else tokens
     if tokens:
         data = (*data, generated(target, work, tokens, slots, settings.seed, prompts))
     text = given(target, data, work, max_tokens, settings.held_out)
