@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from tokenizers import Tokenizer
 
 from jakiro_export.autotree.choose import Given, choose
@@ -27,7 +26,7 @@ from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
 from jakiro_export.graph.draft import TreeShape
 from jakiro_export.report import Report
-from jakiro_export.verify import Check, check_draft, check_quality, check_target, load_draft
+from jakiro_export.verify import Check, check_target, check_text, load_draft
 from jakiro_export.writer import DataFiles, data_bytes, save
 from jakiro_runtime.backend.onnxruntime import open_graph
 from jakiro_runtime.bench import machine
@@ -236,19 +235,11 @@ def _write_tokenizer(target: Target, folder: Path) -> None:
 def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions) -> list[Check]:
     ids = target.tokenizer()(_PROMPT)["input_ids"]
     prompt = np.array((ids * 16)[: max(16, len(ids))], np.int64)
-    model, precision = target.model(), options.graphs.precision
-
-    @torch.no_grad()
-    def features(tokens: np.ndarray) -> np.ndarray:
-        base: Any = model.base_model
-        return base(input_ids=torch.from_numpy(tokens)[None], use_cache=False).last_hidden_state[0].numpy()
-
     sample = (_PACKAGE / "sample.txt").read_text(encoding="utf-8")
     text = np.array(target.tokenizer()(sample)["input_ids"], np.int64)
     return [
-        *check_target(folder / "target.onnx", target, prompt, precision),
-        *check_quality(folder / "target.onnx", target, text, precision),
-        *check_draft(folder / "draft.onnx", head, target, options.graphs, text, features),
+        *check_target(folder / "target.onnx", target, prompt, options.graphs.precision),
+        *check_text(folder, head, target, options.graphs, text),
     ]
 
 

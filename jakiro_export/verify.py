@@ -6,7 +6,7 @@ makes: a prompt, a step over a long past, a tree, a batch of different lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -218,10 +218,17 @@ def _batch_check(graph: _Graph, cache: Arrays, long: np.ndarray, short: np.ndarr
     return Check(f"batch of 2, pasts of {starts[0]} and {starts[1]}: logits", worst, TOLERANCE[precision])
 
 
-def check_quality(path: Path, target: Target, text: np.ndarray, precision: str) -> Iterator[Check]:
-    """What the precision costs on a text [tokens]: other best tokens, and perplexity."""
-    graph = _Graph(path)
+def check_text(folder: Path, head: HeadCheckpoint, target: Target, options: GraphOptions, text: np.ndarray) -> Iterator[Check]:
+    """What the precision costs on a text [tokens], and the drafting phase on it; transformers reads the text once."""
     text = text[: min(512, int(target.config.max_position_embeddings) - 1)]
+    logits, features = _reference(target.model(), text)
+    yield from _check_quality(folder / "target.onnx", logits, text, options.precision)
+    yield from _check_draft(folder / "draft.onnx", head, target, options, text, features)
+
+
+def _check_quality(path: Path, reference: np.ndarray, text: np.ndarray, precision: str) -> Iterator[Check]:
+    """Other best tokens than the reference logits' [tokens, vocab], and perplexity."""
+    graph = _Graph(path)
     cache, rows = graph.empty_cache(1, 512), np.arange(len(text))[None]
     out = graph(
         input_ids=text[None],
@@ -231,7 +238,7 @@ def check_quality(path: Path, target: Target, text: np.ndarray, precision: str) 
         logit_rows=rows,
         **cache,
     )
-    ours, theirs = out["logits"][0].astype(np.float64), _reference(target.model(), text)[0].astype(np.float64)
+    ours, theirs = out["logits"][0].astype(np.float64), reference.astype(np.float64)
     differ = float((ours.argmax(-1) != theirs.argmax(-1)).mean())
     rise = float(np.exp(_surprise(ours, text) - _surprise(theirs, text)) - 1)
     yield Check("sample text: share of best tokens that differ", differ, DISAGREEMENT[precision])
@@ -256,26 +263,26 @@ def load_draft(head: HeadCheckpoint, target: Target, options: GraphOptions) -> n
     return module.float().eval()
 
 
-def _draft_inputs(tokens: np.ndarray, hidden: np.ndarray, start: int, end: int, last: int) -> Arrays:
-    """A call of the drafting phase with the features of `start` to `end` and, of each, the token behind it."""
-    batch = len(tokens)
+def _draft_inputs(text: np.ndarray, features: np.ndarray, places: np.ndarray, past: int, last: int) -> Arrays:
+    """A call of the drafting phase behind `past` rows: the features at `places` [batch, rows] and the token behind each."""
+    batch, rows = places.shape
     return {
-        "input_ids": tokens[:, start + 1 : end + 1],
-        "hidden_states": hidden[:, start:end],
-        "position_ids": np.tile(np.arange(start, end), (batch, 1)),
+        "input_ids": text[places + 1],
+        "hidden_states": features[places],
+        "position_ids": np.tile(np.arange(past, past + rows), (batch, 1)),
         "last_row": np.full(batch, last),
-        "past_length": np.full(batch, start),
+        "past_length": np.full(batch, past),
     }
 
 
 @torch.no_grad()
-def check_draft(
+def _check_draft(
     path: Path,
     head: HeadCheckpoint,
     target: Target,
     options: GraphOptions,
     text: np.ndarray,
-    features: Callable[[np.ndarray], np.ndarray],
+    features: np.ndarray,
 ) -> Iterator[Check]:
     """Compare `draft.onnx` with eager torch: the same tree, the same scores, the same keys.
 
@@ -284,7 +291,7 @@ def check_draft(
 
     Args:
         text: token ids, [tokens]
-        features: gives the target's features [tokens, hidden] of a sequence of token ids [tokens]
+        features: the target's of them, [tokens, hidden]
     """
     graph, module = _Graph(path), load_draft(head, target, options)
     tolerance = TOLERANCE[options.draft_precision]
@@ -294,15 +301,14 @@ def check_draft(
         ("padded rows, past of 200", 1, 7, 200),
         ("batch of 2", 2, 5, 60),
     ):
-        tokens = np.resize(text, (batch, past + rows + 1))
-        hidden = np.stack([features(each[:-1]) for each in tokens])
+        places = np.resize(np.arange(len(text) - 1), (batch, past + rows))
         cache = graph.empty_cache(batch, 256)
         if past:
-            written = graph(**_draft_inputs(tokens, hidden, 0, past, past - 1), **cache)
+            written = graph(**_draft_inputs(text, features, places[:, :past], 0, past - 1), **cache)
             for row in range(batch):
                 _append(cache, written, 0, row)
         last = max(0, rows - 3) if "padded" in name else rows - 1
-        inputs = _draft_inputs(tokens, hidden, past, past + rows, last)
+        inputs = _draft_inputs(text, features, places[:, past:], past, last)
         out = graph(**inputs, **cache)
         tensors = [torch.from_numpy(np.array(value)) for value in (*inputs.values(), *cache.values())]
         expected = module(*[t.float() if t.is_floating_point() else t for t in tensors])
