@@ -43,7 +43,7 @@ demo: $(ENGINE)/engine.json
 bench: $(ENGINE)/engine.json
 	@mkdir -p out
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
-	@$(BIN)/python tests/plugins/plugin_traffic.py
+	@$(BIN)/python tests/support/plugin_traffic.py
 
 test: lint
 	$(TEST)

@@ -17,22 +17,22 @@ import numpy as np
 import onnx
 from tokenizers import Tokenizer
 
-from jakiro_export.autotree.choose import Given, choose
-from jakiro_export.autotree.trees import Phase, torch_phase
-from jakiro_export.checkpoint.head import HeadCheckpoint, load_head
-from jakiro_export.checkpoint.locate import locate
-from jakiro_export.checkpoint.target import Target, load_target
+from jakiro_export.artifact.writer import DataFiles, data_bytes, save
+from jakiro_export.checkpoints.head import HeadCheckpoint, load_head
+from jakiro_export.checkpoints.locate import locate
+from jakiro_export.checkpoints.target import Target, load_target
 from jakiro_export.errors import ExportError, UsageError
-from jakiro_export.graph.build import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
-from jakiro_export.graph.draft import TreeShape
+from jakiro_export.graphs import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
+from jakiro_export.heads.jakiro import TreeShape
 from jakiro_export.report import Report
-from jakiro_export.verify import Check, check_target, check_text, load_draft
-from jakiro_export.writer import DataFiles, data_bytes, save
-from jakiro_runtime.backend.onnxruntime import open_graph
-from jakiro_runtime.bench import machine
-from jakiro_runtime.chat import ChatTemplate
+from jakiro_export.tree_search.search import Given, choose
+from jakiro_export.tree_search.trees import Phase, torch_phase
+from jakiro_export.verification.verify import Check, check_target, check_text, load_draft
+from jakiro_runtime.backends.onnxruntime import open_graph
 from jakiro_runtime.engine import Engine
-from jakiro_runtime.manifest import Draft, Manifest, Model, TreePlan, record
+from jakiro_runtime.format.manifest import Draft, Manifest, Model, TreePlan, record
+from jakiro_runtime.profiling import machine
+from jakiro_runtime.text.chat import ChatTemplate
 
 _PACKAGE = Path(__file__).resolve().parent
 _PROMPT = "Explain in two sentences why the sky is blue, then write a haiku about it."
@@ -235,7 +235,7 @@ def _write_tokenizer(target: Target, folder: Path) -> None:
 def _verify(folder: Path, target: Target, head: HeadCheckpoint, options: ExportOptions) -> list[Check]:
     ids = target.tokenizer()(_PROMPT)["input_ids"]
     prompt = np.array((ids * 16)[: max(16, len(ids))], np.int64)
-    sample = (_PACKAGE / "sample.txt").read_text(encoding="utf-8")
+    sample = (_PACKAGE / "verification" / "sample.txt").read_text(encoding="utf-8")
     text = np.array(target.tokenizer()(sample)["input_ids"], np.int64)
     return [
         *check_target(folder / "target.onnx", target, prompt, options.graphs.precision),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jakiro_export.verify import Check
+from jakiro_export.verification.verify import Check
 
 
 class Report:

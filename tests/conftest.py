@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from jakiro_export.quiet import quiet_libraries
 
 quiet_libraries()
 
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 
 import tiny  # noqa: E402
+from jakiro_runtime import Engine  # noqa: E402
 
 hypothesis.settings.register_profile(
     "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
@@ -30,13 +29,9 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (pytest -n 2), a folder's tests share one, and the longest folders come first."""
-    tests = Path(__file__).parent
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(tests).parts[0]))
-    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
-        order = ("tensorrt", "smollm2", "export", "plugins", "runtime")
-        items.sort(key=lambda item: next((n for n, name in enumerate(order) if tests / name in item.path.parents), len(order)))
+    """Files go to the workers as wholes (pytest -n 2), the longest first."""
+    longest = ("smollm2", "test_ahead_of_time", "test_export", "test_device_code", "test_kernels", "test_cli")
+    items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in str(item.path)), len(longest)))
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +92,16 @@ def tiny_jetpack_6(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
     """The same as TensorRT 10.3 parses it: opset 20. The head proposes a fifth of the tokens."""
     settings = {"precision": "fp16", "bitwise": False, "opset": 20, "draft_vocab": 64}
     return once("tiny-jetpack-6", lambda out: tiny.make_engine(out, tiny_target, tiny_head, **settings))
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_engine: Path) -> Engine:
+    """The tiny engine, opened."""
+    return Engine.open(tiny_engine)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Prompts of many lengths, some longer than a chunk and some longer than the first capacity bucket."""
+    random = np.random.default_rng(3)
+    return [random.integers(3, tiny.VOCAB, length).tolist() for length in (1, 2, 3, 17, 40, 129, 250, 300)]

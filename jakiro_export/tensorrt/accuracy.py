@@ -16,7 +16,7 @@ from jakiro_export.errors import ExportError
 from jakiro_export.tensorrt import versions
 from jakiro_export.tensorrt.graphs import Graph, Tensor
 from jakiro_export.tensorrt.profiles import Profile
-from jakiro_runtime.backend.tensorrt import register
+from jakiro_runtime.backends.tensorrt import register
 
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed], Mapping[str, np.ndarray]]

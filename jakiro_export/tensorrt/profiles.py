@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from jakiro_export.errors import UsageError
 from jakiro_export.tensorrt.graphs import Graph, Tensor
-from jakiro_runtime.cache import FIRST_BUCKET, bucket
-from jakiro_runtime.manifest import Manifest
+from jakiro_runtime.decoding.kv_cache import FIRST_BUCKET, bucket
+from jakiro_runtime.format.manifest import Manifest
 
 _TYPICAL_CAPACITY = 1024
 

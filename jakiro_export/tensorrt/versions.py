@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from jakiro_export.errors import ExportError
-from jakiro_runtime.backend import built
+from jakiro_runtime.backends import built
 from jakiro_runtime.errors import EngineError
 
 OLDEST = (10, 3)

@@ -9,12 +9,12 @@ for event in session.generate(engine.chat_prompt([{"role": "user", "content": "W
 print(session.stats.line())
 """
 
-from jakiro_runtime.answer import Event, Result
+from jakiro_runtime.decoding.sequence import Event, Result
+from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling import LogitsProcessor, Sampling, TokenLogprob
+from jakiro_runtime.sampling.sampler import LogitsProcessor, Sampling, TokenLogprob
 from jakiro_runtime.session import Session
-from jakiro_runtime.stats import Stats
 
 __all__ = [
     "Engine",

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jakiro_runtime.answer import Result
-from jakiro_runtime.decoder import Decoder
-from jakiro_runtime.sampling import Sampling
+from jakiro_runtime.decoding.decoder import Decoder
+from jakiro_runtime.decoding.sequence import Result
+from jakiro_runtime.sampling.sampler import Sampling
 
 if TYPE_CHECKING:
     from jakiro_runtime.engine import Engine
-    from jakiro_runtime.grammar import Grammar
+    from jakiro_runtime.sampling.grammar import Grammar
 
 
 def generate(

@@ -97,7 +97,7 @@ def _run(
 ) -> None:
     from jakiro_runtime.engine import Engine
     from jakiro_runtime.errors import UsageError
-    from jakiro_runtime.sampling import Sampling
+    from jakiro_runtime.sampling.sampler import Sampling
 
     piped = prompt is None and not sys.stdin.isatty()
     if piped:
@@ -109,7 +109,7 @@ def _run(
     session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk, lookup=lookup)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": Sampling(**sampling), "stop": stop}
     if json_schema or regex is not None or grammar is not None:
-        from jakiro_runtime.grammar import Grammar
+        from jakiro_runtime.sampling.grammar import Grammar
 
         schema = json_schema.read_text(encoding="utf-8") if json_schema else None
         options["grammar"] = Grammar(opened, json_schema=schema, regex=regex, lark=grammar)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from jakiro_runtime import batch
-from jakiro_runtime.answer import Answer, Result
-from jakiro_runtime.backend import Graph, Options, choose, open_graphs
-from jakiro_runtime.chat import ChatTemplate, Message
+from jakiro_runtime.backends import Graph, Options, choose, open_graphs
+from jakiro_runtime.decoding.sequence import Answer, Result
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.manifest import Manifest, verify
-from jakiro_runtime.sampling import Sampler, Sampling
+from jakiro_runtime.format.manifest import Manifest, verify
+from jakiro_runtime.sampling.sampler import Sampler, Sampling
 from jakiro_runtime.session import Session
+from jakiro_runtime.text.chat import ChatTemplate, Message
 
 if TYPE_CHECKING:
-    from jakiro_runtime.grammar import Grammar
+    from jakiro_runtime.sampling.grammar import Grammar
 
 
 class Engine:

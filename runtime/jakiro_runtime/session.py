@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jakiro_runtime.answer import Event
-from jakiro_runtime.decoder import Decoder
+from jakiro_runtime.decoding.decoder import Decoder
+from jakiro_runtime.decoding.sequence import Event
+from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling import Sampling
-from jakiro_runtime.stats import Stats
+from jakiro_runtime.sampling.sampler import Sampling
 
 if TYPE_CHECKING:
     from jakiro_runtime.engine import Engine
-    from jakiro_runtime.grammar import Grammar
+    from jakiro_runtime.sampling.grammar import Grammar
 
 
 class Session:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import plugin_library
 import plugin_reference
-
 from jakiro_runtime import Engine, Sampling
-from jakiro_runtime.backend.cuda_memory import CudaMemory
+from jakiro_runtime.backends.cuda_memory import CudaMemory
 
 # Where two backends disagree about the best token, the reference must have held the two this close, in log-probability.
 NEAR_TIE = 0.1

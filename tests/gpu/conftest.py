@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
-
 import tiny
 from jakiro_runtime import Engine, EngineError
-from jakiro_runtime.backend import gpu
+from jakiro_runtime.backends import gpu
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "out" / "gpu"
 
 
@@ -47,7 +45,7 @@ def directory(request: pytest.FixtureRequest, device: gpu.Device) -> Path:
     if request.param == "tiny":
         target, head = tiny.make_target(WORK / "tiny-target"), tiny.make_head(WORK / "tiny-head")
         return tiny.make_engine(out, target, head, precision="fp16", bitwise=False, opset=opset)
-    command = [sys.executable, "-m", "jakiro_export.cli", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
+    command = [sys.executable, "-m", "jakiro_export.cli.export", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
     options = ["--precision", "fp16", "--opset", str(opset), "--nodes", "31", "--max-context", "2048", "--no-build"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jakiro_runtime.backend import gpu
+from jakiro_runtime.backends import gpu
 from jakiro_runtime.errors import EngineError
 
 HERE = Path(__file__).resolve().parent

@@ -9,22 +9,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import checks
-import plugin_library
 import pytest
 
+import checks
+import plugin_library
 from jakiro_export.tensorrt.building import AHEAD_OF_TIME
 from jakiro_runtime import Engine
-from jakiro_runtime.backend import built, gpu
-from jakiro_runtime.backend.cuda_memory import CudaMemory, load_plugin, load_runtime
-from jakiro_runtime.manifest import Manifest
+from jakiro_runtime.backends import built, gpu
+from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime
+from jakiro_runtime.format.manifest import Manifest
 
 pytestmark = pytest.mark.gpu
 Note = Callable[[str, dict[str, Any]], None]
 
 
 def jakiro_build(directory: Path, *arguments: object) -> None:
-    command = [sys.executable, "-m", "jakiro_export.build_cli", str(directory), *map(str, arguments)]
+    command = [sys.executable, "-m", "jakiro_export.cli.build", str(directory), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,1 @@
+"""The engine directory as it is written: lazy weights, streamed to disk."""

@@ -1,0 +1,1 @@
+"""The commands jakiro-export, jakiro-build and jakiro-inspect."""

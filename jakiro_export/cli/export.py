@@ -1,0 +1,127 @@
+"""`jakiro-export`: a target and a head in, an engine directory out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+
+_EPILOG = """\b
+Examples:
+  jakiro-export --draft smollm2-135m --target smollm2-135m --out out/smollm2
+  jakiro-export --draft ckpt/ --target llama2-7b --precision fp16 --out out/llama2
+  jakiro-export --draft ckpt/ --target model.gguf --draft-vocab 16384 --out out/mine
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--draft", "-d", required=True, metavar="D", help="The head: a folder (config.json and "
+              "model.safetensors or pytorch_model.bin), a hub id, or an alias.")  # fmt: skip
+@click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
+              "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="The engine directory to write. It appears when it is complete.")  # fmt: skip
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="fp32, int8 or int4 for CPUs, fp16 or bf16 for "
+              "GPUs (bf16: sm80 and newer, and not checked here, since no CPU runs it). int8 quantises weights by channel, int4 "
+              "by groups of 32 as GGUF's Q4_1 does, activations row by row. int4 is the fastest on a CPU.")  # fmt: skip
+@click.option("--draft-precision", type=click.Choice(PRECISIONS[:-1]), default=None, show_default="--precision, int8 for int4",
+              help="The same for the head.")  # fmt: skip
+@click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",
+              help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
+              "of sums, faster at long contexts.")  # fmt: skip
+@click.option("--tree", type=click.Choice(["auto"]), default=None, show_default="as --depth, --top-k and --nodes say",
+              help="auto measures on this machine and chooses what gives the most tokens per second; what --depth, --top-k "
+              "or --nodes say is kept. The runtime then verifies as much of a tree as is worth its time.")  # fmt: skip
+@click.option("--depth", type=click.IntRange(1, 32), default=None, show_default="5", help="Rounds of the draft phase; the tree "
+              "is one level deeper.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1, 64), default=None, show_default="8", help="Nodes expanded on each level of the "
+              "tree.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(1, 512), default=None, show_default="31", help="Nodes of the tree that the target "
+              "verifies.")  # fmt: skip
+@click.option("--pairing", type=click.Choice(["parent", "published"]), default="parent", help="Where the last level "
+              "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
+@click.option("--parallel-step/--no-parallel-step", "parallel", default=True, help="Draft the last level in parallel with "
+              "the one before it, or in a pass of its own.")  # fmt: skip
+@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all", help="Let the head propose "
+              "only the N most frequent tokens. The output does not change; drafting gets cheaper.")  # fmt: skip
+@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
+              help="Most positions a session may use.")  # fmt: skip
+@click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 for TensorRT 10.3 (JetPack 6), "
+              "which does not parse 23.")  # fmt: skip
+@click.option("--verify/--no-verify", default=True, help="Compare ONNX Runtime with torch. Needs memory for the whole "
+              "target; without it the export stays under 1 GB for safetensors.")  # fmt: skip
+@click.option("--build/--no-build", default=True, help="Where there are an NVIDIA GPU and TensorRT, and the precision is for "
+              "GPUs, build engines as jakiro-build does. Not run on a GPU.")  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="jakiro-export")
+def main(debug: bool, **settings: Any) -> None:
+    """Export a Jakiro head and its target to ONNX, checked against torch.
+
+    The result runs with `jakiro-run --engine DIR` on any CPU, and is what `jakiro-build` makes TensorRT engines from.
+    """
+    from jakiro_runtime.errors import in_words
+
+    with in_words(debug, "Interrupted; nothing was written.", f"nothing was left in {settings['out']}"):
+        _run(**settings)
+
+
+def _run(
+    build: bool,
+    precision: str,
+    draft_precision: str | None,
+    equality: str | None,
+    tree: str | None,
+    depth: int | None,
+    top_k: int | None,
+    nodes: int | None,
+    pairing: str,
+    parallel: bool,
+    draft_vocab: int | None,
+    opset: int,
+    **rest: Any,
+) -> None:
+    from jakiro_export.quiet import quiet_libraries
+
+    quiet_libraries()
+    from jakiro_export.errors import UsageError
+    from jakiro_export.export import ExportOptions, export
+    from jakiro_export.graphs import QUANTIZED, GraphOptions
+    from jakiro_export.heads.jakiro import TreeShape
+    from jakiro_export.report import Report
+    from jakiro_export.tree_search.search import Given, widest
+
+    halves = ("fp16", "bf16")
+    if equality == "bitwise" and precision in halves:
+        raise UsageError("--equality bitwise needs --precision fp32, int8 or int4: half-precision sums are rounded on the way.")
+    draft_precision = draft_precision or ("int8" if precision == "int4" else precision)
+    if precision != draft_precision and (precision in halves or draft_precision in halves):
+        half = precision if precision in halves else draft_precision
+        raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
+    bitwise = (equality or ("numerical" if precision in halves else "bitwise")) == "bitwise"
+    if precision == "bf16" and rest["verify"]:
+        raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
+    given = Given(depth, top_k, nodes)
+    if tree == "auto":
+        if precision in halves:
+            raise UsageError(
+                f"--tree auto measures on this machine's CPU, but {precision} engines are for GPUs; give --depth and --nodes."
+            )
+        most = min(top_k or 4, draft_vocab or 4)
+        shape = widest(depth or 2, most, given, TreeShape(pairing=pairing, parallel=parallel))
+    else:
+        shape = TreeShape(depth or 5, top_k or 8, nodes or 31, pairing, parallel)
+    graphs = GraphOptions(precision, draft_precision, bitwise, opset, shape, draft_vocab)
+    report = Report()
+    export(ExportOptions(graphs=graphs, auto=given if tree == "auto" else None, **rest), report)
+    report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")
+    if build and not bitwise and not {precision, draft_precision} & set(QUANTIZED):
+        from jakiro_export.cli.build import after_export
+
+        after_export(rest["out"])
+
+
+if __name__ == "__main__":
+    main()

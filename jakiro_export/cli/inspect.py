@@ -1,0 +1,205 @@
+"""`jakiro-inspect`: what is in an engine directory, and what it would need and do on a device that is not here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+_EPILOG = """\b
+Examples:
+  jakiro-inspect out/llama2
+  jakiro-inspect out/llama2 --budget orin-nx-16gb
+  jakiro-inspect llama2-7b --estimate agx-orin-64gb --tau 4.8
+  jakiro-inspect out/llama2 --estimate rtx-4090 --bench report.json
+
+Budgets and estimates are worked out from sizes and data sheets; nothing of them has run on a GPU.
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("engine", metavar="DIR|MODEL")
+@click.option("--budget", metavar="DEVICE", help="Memory it needs on a device, such as orin-nx-16gb. An estimate.")
+@click.option("--estimate", metavar="DEVICE", help="Time of a round and tokens a second on a device. An estimate.")
+@click.option("--tau", type=click.FloatRange(1), help="Tokens per target pass, as jakiro-bench measures it.")
+@click.option("--bench", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A report of jakiro-bench: its "
+              "tau, and from its acceptance by rank the best number of nodes.")  # fmt: skip
+@click.option("--context", type=click.IntRange(1), default=None, show_default="512 for times, all for memory",
+              help="Positions in the cache.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=1, help="Sequences at once, for --budget.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="jakiro-export")
+def main(debug: bool, **settings: Any) -> None:
+    """Say what is in the engine directory DIR; or budget memory and estimate speed for it, or for a MODEL by its alias."""
+    from jakiro_runtime.errors import in_words
+
+    with in_words(debug):
+        _run(**settings)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the figures are worked out from; target and draft are `device_model.work.Work`."""
+
+    target: Any
+    draft: Any
+    hidden: int
+    vocab: int
+    max_context: int
+    nodes: int
+    top_k: int
+    graphs: tuple[Any, ...] = ()
+
+    def refusal(self, sm: int) -> str | None:
+        """Why TensorRT builds nothing from these graphs for a GPU; None where nothing is known against it."""
+        from jakiro_export.errors import ExportError
+        from jakiro_export.tensorrt.graphs import check_types
+
+        try:
+            for graph in self.graphs:
+                check_types(graph, sm)
+        except ExportError as error:
+            return str(error)
+        return None
+
+
+def _subject(engine: str) -> _Subject:
+    from jakiro_export.estimates import work
+    from jakiro_export.tensorrt import graphs
+    from jakiro_runtime.format.manifest import Manifest
+
+    if engine in work.SIZES and not Path(engine).is_dir():
+        sizes = work.SIZES[engine]
+        return _Subject(sizes.target(), sizes.draft(5), sizes.hidden, sizes.vocab, 4096, 60, 10)
+    manifest = Manifest.read(engine)
+    both = tuple(graphs.read(Path(engine) / manifest.graphs[name]) for name in ("target", "draft"))
+    model, tree = manifest.model, manifest.draft
+    target, draft = map(work.of_graph, both)
+    return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k, both)
+
+
+def _run(
+    engine: str,
+    budget: str | None,
+    estimate: str | None,
+    tau: float | None,
+    bench: Path | None,
+    context: int | None,
+    batch: int,
+    as_json: bool,
+) -> None:
+    from jakiro_export.errors import UsageError
+
+    if (tau is not None or bench is not None) and estimate is None:
+        raise UsageError(f"{'--tau' if tau is not None else '--bench'} is for --estimate DEVICE; give that too.")
+    if budget is None and estimate is None:
+        data = _contents(engine)
+    else:
+        subject, data = _subject(engine), {}
+        if budget is not None:
+            data["budget"] = _budget(subject, budget, context or subject.max_context, batch)
+        if estimate is not None:
+            data["estimate"] = _estimate(subject, estimate, tau, bench, context or 512)
+    click.echo(json.dumps(data, indent=2) if as_json else "\n".join(_lines(data)))
+
+
+def _contents(engine: str) -> dict[str, Any]:
+    from jakiro_runtime.format.manifest import Manifest
+
+    manifest = Manifest.read(engine)
+    model, tree = manifest.model, manifest.draft
+    engines = manifest.extra.get("tensorrt", {})
+    return {
+        "model": f"{model.name}, {model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}, vocabulary "
+        f"{model.vocab_size}, {model.max_context} positions",
+        "head": f"{tree.variant}, {tree.num_experts} experts; tree of {tree.nodes} nodes, depth {tree.depth}, top-k {tree.top_k}",
+        "tree": f"chosen by --tree auto: {manifest.tree.sentence()}" if manifest.tree else "as given at export",
+        "precision": ", ".join(f"{name} {kind}" for name, kind in manifest.precision.items()) + f"; {manifest.equality} equality",
+        "files": {name: f"{file.bytes / 1e6:.1f} MB" for name, file in manifest.files.items()},
+        "checks": f"{len(manifest.checks)} when it was exported" if manifest.checks else "none: exported with --no-verify",
+        "engines": {
+            sm: f"{entry['runtime']} {entry['version']}, {'ahead of time, ' if entry['ahead_of_time'] else ''}"
+            + (f"{len(entry['checks'])} checks on the GPU" if entry["checks"] else "not run on a GPU")
+            for sm, entry in engines.items()
+        }
+        or "none; jakiro-build makes them",
+    }
+
+
+def _budget(subject: _Subject, device: str, context: int, batch: int) -> dict[str, Any]:
+    from jakiro_export.estimates import budget, devices
+
+    gpu = devices.find(device)
+    found = budget.budget(subject.target, subject.draft, gpu, subject.hidden, subject.vocab, context, batch)
+    fits = "it fits" if found.running <= gpu.memory else "it does not fit"
+    builds = "it can be built there" if found.build <= gpu.memory else "too much to build there in one piece"
+    refusal = subject.refusal(gpu.sm)
+    if refusal is not None:
+        builds = f"TensorRT builds nothing from it: {refusal.rstrip('.')}"
+    return {
+        "device": f"{gpu.label}, {gpu.memory / 2**30:.0f} GiB{' shared with the system' if gpu.shared else ''}",
+        "for": f"{batch} sequence{'s' if batch > 1 else ''} of {context} positions",
+        **{name: f"{size / 2**30:.2f} GiB" for name, size in found.rows() if size},
+        "verdict": f"{fits}; {builds}",
+        "note": "estimated from sizes, not run on a GPU",
+    }
+
+
+def _estimate(subject: _Subject, device: str, tau: float | None, bench: Path | None, context: int) -> dict[str, Any]:
+    from jakiro_export.estimates import devices, estimate
+
+    gpu = devices.find(device)
+    sizes = (subject.target, subject.draft, gpu)
+    found = estimate.estimate(*sizes, subject.nodes, subject.top_k, context)
+    data: dict[str, Any] = {
+        "device": gpu.label,
+        "plain step": f"{found.plain * 1e3:.1f} ms, {1 / found.plain:.1f} tokens/s",
+        "round": f"{found.round * 1e3:.1f} ms: draft {found.draft * 1e3:.1f}, target over {subject.nodes + 1} rows "
+        f"{found.verify * 1e3:.1f}, host {estimate.HOST_SECONDS * 1e3:.1f}",
+        "break-even": f"tau {found.break_even:.2f}",
+    }
+    shares = None
+    if bench is not None:
+        measured, shares = _measured(bench)
+        tau = tau or measured
+    if tau is not None:
+        speed = found.speed(tau)
+        data["with speculation"] = f"{speed:.1f} tokens/s at tau {tau:.2f}, {speed * found.plain:.2f} times plain"
+    if shares:
+        nodes, there, best = estimate.best_nodes(*sizes, shares, subject.top_k, context)
+        data["best tree"] = f"{nodes} nodes: tau {there:.2f}, {best.speed(there):.1f} tokens/s"
+    data["note"] = "a roofline estimate, not run on a GPU"
+    return data
+
+
+def _measured(path: Path) -> tuple[float, list[float] | None]:
+    """tau and, where they were counted, the shares of accepted nodes by rank, of a report of jakiro-bench."""
+    from jakiro_export.errors import UsageError
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        ranks = data["detail"]["acceptance"]["by_rank"]
+        return float(data["tau"]), ranks["by_tree_rank"] if ranks else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no report of jakiro-bench ({type(error).__name__}: {error}); make one with --json."
+        ) from error
+
+
+def _lines(data: dict[str, Any], indent: str = "") -> list[str]:
+    width = max((len(name) for name, value in data.items() if not isinstance(value, dict)), default=0)
+    lines = []
+    for name, value in data.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:{width}}  {value}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

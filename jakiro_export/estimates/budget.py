@@ -1,0 +1,60 @@
+"""Memory on a device, by what takes it. An estimate: not run on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jakiro_export.estimates.devices import Gpu
+from jakiro_export.estimates.work import Work
+from jakiro_export.tensorrt.memory import COPIES, LIBRARIES
+from jakiro_runtime.decoding.kv_cache import bucket
+
+# CUDA's context, TensorRT's libraries and the runtime itself; and, where memory is shared, the operating system with a desktop.
+CONTEXT = 700 * 2**20
+SYSTEM = 1800 * 2**20
+_ROW_VALUES = 24  # activations alive at once, in rows of the hidden size and half precision
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes. `build` is the peak of making an engine on the device, when nothing else of this runs."""
+
+    target: int
+    draft: int
+    cache: int
+    activations: int
+    context: int
+    system: int
+    build: int
+
+    @property
+    def running(self) -> int:
+        """What a session needs in all."""
+        return self.target + self.draft + self.cache + self.activations + self.context + self.system
+
+    def rows(self) -> list[tuple[str, int]]:
+        """What takes how much, for a table."""
+        return [
+            ("target's weights", self.target), ("draft phase's weights", self.draft), ("cache", self.cache),
+            ("activations", self.activations), ("CUDA and TensorRT", self.context), ("operating system", self.system),
+            ("in all, running", self.running), ("peak while building", self.build),
+        ]  # fmt: skip
+
+
+def budget(
+    target: Work, draft: Work, gpu: Gpu, hidden: int, vocab: int, context: int, batch: int = 1, chunk: int = 128
+) -> Budget:
+    """What a session of `batch` sequences of `context` positions needs.
+
+    Each engine has its own copy of the weights the two graphs share. The cache is allocated in buckets, and while it grows the
+    old one is still there: half of the new.
+    """
+    slots = bucket(context)
+    cache = (target.slot + draft.slot) * slots * batch
+    cache += cache // 2 if slots > bucket(1) else 0
+    activations = batch * chunk * hidden * 2 * _ROW_VALUES + batch * 64 * vocab * 4
+    system = SYSTEM if gpu.shared else 0
+    host = LIBRARIES + int(COPIES * target.stored)
+    device = target.stored + CONTEXT + (1 << 30)
+    build = host + device + system if gpu.shared else device
+    return Budget(target.stored, draft.stored, cache, activations, CONTEXT, system, build)

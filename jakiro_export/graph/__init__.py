@@ -1,1 +1,0 @@
-"""The graphs: how a target and a head become ONNX."""

@@ -1,0 +1,1 @@
+"""Draft heads, one module a family."""

@@ -1,0 +1,1 @@
+"""Operators: schema, eager torch and ONNX body of each."""

@@ -1,0 +1,1 @@
+"""Graph passes, from a traced graph to the one that is written."""

@@ -1,0 +1,1 @@
+"""Targets: transformers' models under the graph contract."""

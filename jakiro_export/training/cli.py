@@ -1,0 +1,121 @@
+"""Train a Jakiro head for a target: self-generated text, the target's features of it, a head that predicts them.
+
+    python train_head.py --target smollm2-135m --hours 1 --out my-head/
+    jakiro-export --target smollm2-135m --draft my-head/ --out out/mine
+
+Everything is kept in the work folder as it is made; the same command continues where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jakiro_export.quiet import quiet_libraries
+
+quiet_libraries()
+
+import torch
+
+from jakiro_export.checkpoints.locate import locate
+from jakiro_export.checkpoints.target import load_target
+from jakiro_export.training.console import CONSOLE, bar, in_work, say
+from jakiro_export.training.init_checkpoint import loaded
+from jakiro_export.training.model import TrainedHead
+from jakiro_export.training.publish import publish
+from jakiro_export.training.shape import published_config, shape_of
+from jakiro_export.training.sources import generated, given, matrices
+from jakiro_export.training.trainer import Settings, Trainer
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
+              "file, or an alias such as smollm2-135m.")  # fmt: skip
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="The head's folder.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
+              help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(0), default=None,
+              show_default="1,000,000 for each of --hours where there are --prompts or no --data, else none",
+              help="Text that the target shall write, in answer to --prompts and to itself.")  # fmt: skip
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
+              help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
+              "before it asks itself. May be given more than once.")  # fmt: skip
+@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has side by side.")
+@click.option("--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a part of the text.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Training time.")
+@click.option("--steps", type=click.IntRange(1), default=None, help="Training steps instead of --hours: with the same "
+              "--seed the result is the same.")  # fmt: skip
+@click.option("--init", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None, metavar="HEAD",
+              show_default="random", help="A head in the published format to begin with.")  # fmt: skip
+@click.option(
+    "--inner", type=click.IntRange(1), default=None, show_default="the hidden size, or HEAD's", help="Inner size of an expert."
+)
+@click.option("--chain", type=click.IntRange(1, 8), default=Settings.chain, help="Steps through the head's own predictions.")
+@click.option("--draft-vocab", type=click.IntRange(16), default=Settings.draft_vocab, help="Tokens the head learns to propose.")
+@click.option("--batch-tokens", type=click.IntRange(64), default=Settings.batch_tokens, help="Tokens of a training step.")
+@click.option("--learning-rate", type=float, default=Settings.learning_rate)
+@click.option("--noise", type=float, default=Settings.noise, help="Uniform noise on the features, in standard deviations.")
+@click.option("--feature-loss", type=float, default=Settings.feature_loss, help="Weight of the distance between features.")
+@click.option("--mixture/--no-mixture", default=True, help="Two experts and a gate, or one MLP of as many parameters and no "
+              "parallel step, to compare with.")  # fmt: skip
+@click.option("--contrast-loss", type=float, default=Settings.contrast_loss, help="Weight of the parallel step's loss.")
+@click.option("--every", type=click.IntRange(1), default=250, help="Steps between measurements on held-out text.")
+@click.option("--seed", type=int, default=0)
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT.work",
+              help="Where text, features and state are kept.")  # fmt: skip
+def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:
+    """Train a Jakiro head for a target, on its own text, in the published checkpoint format."""
+    work = work or out.with_name(out.name + ".work")
+    with in_work(work):
+        _run(target, out, data, work, **options)
+
+
+def _run(
+    name: str,
+    out: Path,
+    data: tuple[Path, ...],
+    work: Path,
+    tokens: int | None,
+    prompts: tuple[Path, ...],
+    slots: int,
+    max_tokens: int | None,
+    init: Path | None,
+    inner: int | None,
+    mixture: bool,
+    every: int,
+    **options: Any,
+) -> None:
+    if tokens is None:
+        tokens = round(1_000_000 * options["hours"]) if prompts or not data else 0
+    options["hours"] = None if options["steps"] else options["hours"]
+    if not mixture:
+        options["contrast_loss"] = 0.0
+    settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
+    target = load_target(locate(name, "target"), name)
+    if tokens:
+        data = (*data, generated(target, work, tokens, slots, settings.seed, prompts))
+    text = given(target, data, work, max_tokens, settings.held_out)
+    if len(text.tokens) < 2:
+        raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
+    total, shape = int(text.lengths.sum()), shape_of(target.config, inner)
+    torch.manual_seed(settings.seed)
+    head, order = loaded(init, shape, inner, mixture) if init else (TrainedHead(**shape, mixture=mixture), None)
+    shape["inner"] = head.inner
+    trainer = Trainer(head, text, *matrices(target), settings, work, order=order)
+    resumed = trainer.resume()
+    parameters = sum(p.numel() for p in head.parameters())
+    CONSOLE.print(
+        f"{len(text.tokens)} conversations, {total} tokens; a head of {parameters / 1e6:.2f} M parameters"
+        + (f"; continuing at step {trainer.step}" if resumed else "")
+    )
+    with bar("Training", 1.0) as advance:
+        trainer.run(every, say, advance)
+    about = {"conversations": len(text.tokens), "tokens": total}
+    publish(out, trainer, published_config(target.config, shape), about, trained_on=trainer.by_heart())
+    CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The loop: every turn of every prompt to every contender, in one process, taking turns at going first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from jakiro_bench.prompts import Prompt
+from jakiro_bench.runners import Answer, Contender
+from jakiro_runtime.engine import Engine
+
+Render = Callable[[Sequence[str], Sequence[str]], list[int]]
+"""Token ids of a conversation: the turns asked so far, and the answers to all but the last."""
+
+
+@dataclass
+class Turn:
+    """One question in its conversation, and what each contender answered, a repeat each."""
+
+    prompt: Prompt
+    number: int
+    ids: list[int]
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """Everything that was measured.
+
+    left_out: (prompt id, turn number) of what does not fit the engine's context; what follows such a turn is left out with it
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    left_out: list[tuple[str, int]] = field(default_factory=list)
+
+
+def conversation(engine: Engine, raw: bool) -> Render:
+    """How turns become token ids: through the model's chat template, or as they stand, a line each."""
+
+    def chat(turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        messages = [{"role": "user", "content": turns[0]}]
+        for answer, turn in zip(answers, turns[1:], strict=True):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        return engine.chat_prompt(messages)
+
+    def plain(turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        parts = [turns[0]]
+        for answer, turn in zip(answers, turns[1:], strict=True):
+            parts += [answer, turn]
+        return engine.encode("\n".join(parts))
+
+    return plain if raw else chat
+
+
+def measure(
+    contenders: Sequence[Contender],
+    prompts: Sequence[Prompt],
+    render: Render,
+    repeats: int,
+    limit: int,
+    room: int,
+    reference: str,
+    progress: Callable[[int], None] = lambda answers: None,
+) -> Run:
+    """Ask everything, `repeats` times.
+
+    All contenders see the same token ids: a conversation goes on with what `reference` answered in the first repeat.
+
+    Args:
+        limit: the most tokens of an answer
+        room: the most tokens of prompt and answer together
+        reference: the name of a contender
+        progress: called with the number of answers just made
+    """
+    run, order = Run(), 0
+    for repeat in range(repeats):
+        for prompt in prompts:
+            for contender in contenders:
+                contender.reset()
+            turns = [turn for turn in run.turns if turn.prompt is prompt]
+            for number, _ in enumerate(prompt.turns):
+                if repeat == 0:
+                    said = [turn.answers[reference][0].text for turn in turns]
+                    ids = render(prompt.turns[: number + 1], said)
+                    if len(ids) + limit > room:
+                        run.left_out.append((prompt.id, number + 1))
+                        break
+                    turns.append(Turn(prompt, number + 1, ids))
+                    run.turns.append(turns[-1])
+                elif number >= len(turns):
+                    break
+                first = order % len(contenders)
+                for contender in [*contenders[first:], *contenders[:first]]:
+                    turns[number].answers.setdefault(contender.name, []).append(contender.answer(turns[number].ids, limit))
+                    progress(1)
+                order += 1
+    return run

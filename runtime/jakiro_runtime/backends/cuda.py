@@ -1,0 +1,86 @@
+"""ONNX Runtime on an NVIDIA GPU, through I/O binding: caches and features stay in the GPU's memory. Not run on a GPU.
+
+Its own CUDA graphs are not used: they want every node on the GPU, which ONNX Runtime decides as it opens the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jakiro_runtime.backends import Buffers, Opened, Options
+from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime
+from jakiro_runtime.backends.device_array import DeviceArray
+from jakiro_runtime.backends.onnxruntime import dtypes, load, open_session, session_options
+from jakiro_runtime.errors import EngineError
+from jakiro_runtime.format.manifest import Manifest
+
+_PROVIDER = "CUDAExecutionProvider"
+
+
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+    """Open the ONNX files of an engine directory on the GPU.
+
+    Raises:
+        EngineError: there is no GPU, onnxruntime has no CUDA, or it refuses a file
+    """
+    runtime = load_runtime()
+    plugin = load_plugin(options.plugin) if options.plugin is not None else None
+    ort = load("onnxruntime-gpu")
+    if _PROVIDER not in ort.get_available_providers():
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} is installed without CUDA; install the one with it: pip uninstall onnxruntime; pip "
+            "install onnxruntime-gpu"
+        )
+    if hasattr(ort, "preload_dlls"):  # where CUDA and cuDNN come as Python packages
+        ort.preload_dlls()
+    settings = session_options(ort, options.threads)
+    graphs = []
+    for graph in ("target", "draft"):
+        session = open_session(ort, folder / manifest.graphs[graph], settings, [_PROVIDER, "CPUExecutionProvider"])
+        if session.get_providers()[0] != _PROVIDER:  # it falls back without a word
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} does not start on this GPU; its CUDA and cuDNN must match: pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        graphs.append(CudaGraph(session, runtime, plugin))
+    return Opened(graphs[0], graphs[1])
+
+
+class CudaGraph:
+    """An opened session. Safe to run from several threads, each with its own binding."""
+
+    def __init__(self, session: Any, runtime: Any, plugin: ctypes.CDLL | None) -> None:
+        self._session, self._runtime, self._plugin = session, runtime, plugin
+        self.inputs, self.outputs = dtypes(session.get_inputs()), dtypes(session.get_outputs())
+
+    def memory(self) -> CudaMemory:
+        return CudaMemory(self._runtime, self._plugin)
+
+    def bind(self, inputs: Buffers, outputs: Buffers) -> CudaBinding:
+        memory = next(array.memory for array in (*inputs.values(), *outputs.values()) if isinstance(array, DeviceArray))
+        return CudaBinding(self._session, memory, inputs, outputs)
+
+
+class CudaBinding:
+    """ONNX Runtime copies what is bound on the host, on a stream of its own, and waits at the end of a run."""
+
+    def __init__(self, session: Any, memory: CudaMemory, inputs: Buffers, outputs: Buffers) -> None:
+        self._session, self._memory, self._io = session, memory, session.io_binding()
+        self._alive = (inputs, outputs)
+        for bind, arrays in ((self._io.bind_input, inputs), (self._io.bind_output, outputs)):
+            for name, array in arrays.items():
+                if isinstance(array, DeviceArray):
+                    if not array.contiguous:
+                        raise ValueError(f"the buffer for {name} is not contiguous")
+                    bind(name, "cuda", 0, array.dtype, array.shape, array.address)
+                else:
+                    assert isinstance(array, np.ndarray)
+                    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        self._memory.synchronize()  # what was put on our stream comes before what ONNX Runtime does on its own
+        self._session.run_with_iobinding(self._io)

@@ -1,0 +1,230 @@
+"""TensorRT and TensorRT-RTX, on the engines that jakiro-build made. Not run on a GPU.
+
+Each binding has an execution context of its own, whose shapes and addresses never change, so that what it does can be recorded
+once as a CUDA graph and launched from then on: upload the staged inputs, run, download the staged outputs. Contexts of one
+conversation share their temporary memory, because they take turns on one stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jakiro_runtime.backends import Array, Buffers, Opened, Options, built
+from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
+from jakiro_runtime.backends.device_array import DeviceArray
+from jakiro_runtime.errors import EngineError
+from jakiro_runtime.format.manifest import Manifest, verify
+
+# by the name of TensorRT's data type; NumPy has no bfloat16, and nothing here computes with one
+_TYPES = {
+    "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_,
+    "INT8": np.int8,
+}  # fmt: skip
+
+
+_REGISTERED: set[Path] = set()
+
+
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+    """Load the engines for this machine's GPU. `name`: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        EngineError: there are none, or no GPU, or no library; or the library refuses them
+    """
+    mine = built.pick(manifest, name)
+    verify(manifest, folder, only=mine.graphs.values())
+    trt = built.import_library(name)
+    runtime = load_runtime()
+    plugin = load_plugin(options.plugin) if options.plugin is not None else None
+    logger = _logger(trt)
+    if mine.plugin:
+        if options.plugin is None:
+            raise EngineError(
+                "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
+            )
+        register(trt, options.plugin)
+    loader = trt.Runtime(logger)
+    graphs = []
+    for graph in ("target", "draft"):
+        # mapped, not read: host memory is what a Jetson's GPU uses too
+        with open(folder / mine.graphs[graph], "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            engine = loader.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(
+                f"{built.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} built: "
+                f"{logger.last or 'it gives no reason'}; run jakiro-build again with the version that is to run it."
+            )
+        if mine.stripped:
+            _refit(trt, logger, engine, folder / manifest.graphs[graph])
+        graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
+    return Opened(graphs[0], graphs[1], mine.context)
+
+
+def register(trt: Any, plugin: Path) -> None:
+    """Make TensorRT know a plugin library, once a process: it refuses plugins that it knows. Raises EngineError."""
+    registry = trt.get_plugin_registry()
+    if plugin in _REGISTERED:
+        return
+    if registry.load_library(str(plugin)) is None:
+        raise EngineError(f"TensorRT does not load the plugin library {plugin}; build it on this machine, see plugins/README.md.")
+    _REGISTERED.add(plugin)
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps the last error, for the sentence that the user reads."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.last = " ".join(message.split()).rstrip(".")
+
+    return Logger()
+
+
+def _refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
+    """Give an engine that was built without its weights those of the ONNX file."""
+    refitter = trt.Refitter(engine, logger)
+    parser_refitter = trt.OnnxParserRefitter(refitter, logger)
+    if not parser_refitter.refit_from_file(str(model)) or not refitter.refit_cuda_engine():
+        raise EngineError(
+            f"TensorRT does not take the weights of {model.name}: {logger.last or 'it gives no reason'}; build the engines "
+            "without --strip-weights."
+        )
+
+
+class TensorRTGraph:
+    """A loaded engine. Safe to bind from several threads, each with its own memory.
+
+    keep: what must live as long as the engine
+    """
+
+    def __init__(self, trt: Any, engine: Any, runtime: Any, plugin: ctypes.CDLL | None, keep: object = None) -> None:
+        self.trt, self.engine, self._keep = trt, engine, keep
+        self._runtime, self._plugin = runtime, plugin
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        of_mode = {
+            mode: [name for name in names if engine.get_tensor_mode(name) == mode]
+            for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
+        }
+        self.inputs = self._types(of_mode[trt.TensorIOMode.INPUT])
+        self.outputs = self._types(of_mode[trt.TensorIOMode.OUTPUT])
+
+    def _types(self, names: list[str]) -> Mapping[str, np.dtype]:
+        found = {}
+        for name in names:
+            kind = self.engine.get_tensor_dtype(name).name
+            if kind not in _TYPES or (kind == "BF16" and name == "logits"):
+                raise EngineError(f"The engine's {name} is {kind}, which this backend cannot hold; export with --precision fp16.")
+            found[name] = np.dtype(_TYPES[kind])
+        return found
+
+    def memory(self) -> CudaMemory:
+        return CudaMemory(self._runtime, self._plugin)
+
+    def bind(self, inputs: Buffers, outputs: Buffers) -> TensorRTBinding:
+        memory = next(array.memory for array in (*inputs.values(), *outputs.values()) if isinstance(array, DeviceArray))
+        return TensorRTBinding(self, memory, inputs, outputs)
+
+    def profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The first optimization profile that takes these shapes. Raises EngineError where none does."""
+        refusals = []
+        for number in range(self.engine.num_optimization_profiles):
+            refusal = self._refusal(number, shapes)
+            if refusal is None:
+                return number
+            refusals.append(refusal)
+        raise EngineError(
+            f"These engines were not built for this call: {refusals[-1]}; build with larger --chunk, --batch or --max-context, "
+            "or ask for less."
+        )
+
+    def _refusal(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        for name, shape in shapes.items():
+            least, _, most = (tuple(reach) for reach in self.engine.get_tensor_profile_shape(name, profile))
+            fits = len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+            if not fits:
+                return f"{name} has the shape {list(shape)}, and {list(least)} to {list(most)} were built"
+        return None
+
+
+class TensorRTBinding:
+    """An execution context with its shapes and addresses; recorded as a CUDA graph when it runs for the second time."""
+
+    def __init__(self, graph: TensorRTGraph, memory: CudaMemory, inputs: Buffers, outputs: Buffers) -> None:
+        trt, engine = graph.trt, graph.engine
+        profile = graph.profile({name: array.shape for name, array in inputs.items()})
+        self._graph, self._memory, self._alive = graph, memory, [inputs, outputs]
+        self._context = context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise EngineError("TensorRT makes no execution context on this GPU; is its memory full?")
+        size = engine.device_memory_size_v2  # of the largest profile, as TensorRT demands
+        context.set_device_memory(memory.workspace(size), size)
+        if not context.set_optimization_profile_async(profile, memory.stream):
+            raise EngineError(f"TensorRT refuses the optimization profile {profile}.")
+        self._uploads: list[tuple[DeviceArray, np.ndarray]] = []
+        self._downloads: list[tuple[np.ndarray, DeviceArray]] = []
+        for name, array in inputs.items():
+            if not context.set_input_shape(name, array.shape):
+                raise EngineError(f"TensorRT refuses the shape {list(array.shape)} of {name}.")
+            self._place(name, array, self._uploads)
+        for name in graph.outputs:
+            given = outputs.get(name)
+            if given is None:  # nobody wants it, and it must be somewhere
+                given = memory.empty(tuple(context.get_tensor_shape(name)), graph.outputs[name])
+            elif tuple(context.get_tensor_shape(name)) != given.shape:
+                raise EngineError(
+                    f"The engine's {name} has the shape {list(context.get_tensor_shape(name))}, and {list(given.shape)} was "
+                    "expected; run jakiro-build again."
+                )
+            self._place(name, given, self._downloads)
+        self._warm, self._refused = False, False
+        self._recording: Recording | None = None
+
+    def _place(self, name: str, array: Array, copies: list[Any]) -> None:
+        """Give the context a tensor's address: its own, or, for one on the host, that of a copy on the device."""
+        if isinstance(array, DeviceArray):
+            if not array.contiguous:
+                raise ValueError(f"the buffer for {name} is not contiguous")
+            device = array
+        else:
+            assert isinstance(array, np.ndarray)
+            device = self._memory.empty(array.shape, array.dtype)
+            copies.append((device, array) if copies is self._uploads else (array, device))
+        self._alive.append({name: device})
+        if not self._context.set_tensor_address(name, device.address):
+            raise EngineError(f"TensorRT refuses the memory of {name}.")
+
+    def run(self) -> None:
+        memory = self._memory
+        if self._recording is None and self._warm and not self._refused and self._recordable():
+            self._recording = memory.record(self._enqueue)
+            self._refused = self._recording is None
+        self._warm = True  # the first run let TensorRT settle what it does once
+        if self._recording is not None:
+            self._recording.launch()
+        else:
+            self._enqueue()
+        memory.synchronize()
+
+    def _recordable(self) -> bool:
+        """TensorRT-RTX may still be compiling for these shapes; TensorRT is ready after one run."""
+        asks = getattr(self._context, "is_stream_capturable", None)
+        return asks is None or bool(asks(self._memory.stream))
+
+    def _enqueue(self) -> None:
+        for device, host in self._uploads:
+            self._memory.enqueue_upload(device, host)
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise EngineError("TensorRT fails to run an engine; its own messages say why.")
+        for host, device in self._downloads:
+            self._memory.enqueue_download(host, device)

@@ -1,0 +1,1 @@
+"""The engine directory's format on disk."""

@@ -1,0 +1,1 @@
+"""Costs of graph calls and a description of the machine."""

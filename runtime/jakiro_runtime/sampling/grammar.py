@@ -1,0 +1,103 @@
+"""Answers of a given form: JSON schemas, regular expressions and grammars, by llguidance (an optional package).
+
+Exact under speculation: the walk asks for visited nodes only, each with its true prefix, and drafted nodes the grammar forbids
+are dropped before the target sees them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_runtime.sampling.sampler import Constraint
+
+if TYPE_CHECKING:
+    from jakiro_runtime.engine import Engine
+
+
+class Grammar:
+    """A compiled rule; any number of answers may use it. Give exactly one of the three forms.
+
+    Args:
+        json_schema: a JSON schema, as text or parsed
+        regex: a regular expression that the whole answer matches
+        lark: a grammar in llguidance's Lark dialect
+
+    Raises:
+        UsageError: not exactly one form, or it does not compile
+        EngineError: llguidance is not installed
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        json_schema: str | dict[str, Any] | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+    ) -> None:
+        if sum(form is not None for form in (json_schema, regex, lark)) != 1:
+            raise UsageError("A grammar is one of a JSON schema, a regular expression or a Lark grammar; give exactly one.")
+        try:
+            import llguidance
+        except ImportError as error:
+            raise EngineError(
+                "Structured output needs llguidance, which is not installed; install it with: pip install llguidance"
+            ) from error
+        self._library: Any = llguidance
+        self._vocab = engine.manifest.model.vocab_size
+        eos = self._eos = sorted(engine.eos_token_ids)
+        if not eos:
+            raise UsageError("A grammar needs a token that ends the answer, and this engine's model names none.")
+        self._tokenizer = llguidance.LLTokenizer(
+            engine.tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]
+        )
+        matcher: Any = llguidance.LLMatcher
+        if json_schema is not None:
+            text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise UsageError(f"The JSON schema is not JSON: {error}.") from error
+            self._source = matcher.grammar_from_json_schema(text)
+        elif regex is not None:
+            self._source = matcher.grammar_from_regex(regex)
+        else:
+            self._source = matcher.grammar_from_lark(lark)
+        problem = self._matcher().get_error()
+        if problem:
+            raise UsageError(f"The grammar does not compile: {problem.strip().splitlines()[0]}")
+
+    def _matcher(self) -> Any:
+        return self._library.LLMatcher(self._tokenizer, self._source)
+
+    def start(self) -> Constraint:
+        """The rule at the beginning of an answer."""
+        return _Matching(self._matcher(), self._vocab, self._eos)
+
+
+class _Matching(Constraint):
+    def __init__(self, matcher: Any, vocab: int, eos: list[int]) -> None:
+        import llguidance.numpy
+
+        self._fill: Any = llguidance.numpy.fill_next_token_bitmask
+        self._matcher, self._vocab = matcher, vocab
+        self._ending = np.zeros(vocab, bool)  # what may follow a complete answer
+        self._ending[eos] = True
+        self._bits: np.ndarray = llguidance.numpy.allocate_token_bitmask(1, vocab)
+
+    def allowed(self) -> np.ndarray | None:
+        if self._matcher.is_stopped():
+            return self._ending
+        self._fill(self._matcher, self._bits, 0)
+        return np.unpackbits(self._bits[0].view(np.uint8), bitorder="little", count=self._vocab).astype(bool)
+
+    def advance(self, token: int) -> None:
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+    def valid_prefix(self, tokens: Sequence[int]) -> int:
+        return 0 if self._matcher.is_stopped() else int(self._matcher.validate_tokens(list(tokens)))

@@ -1,0 +1,130 @@
+"""What users bring, damaged in every way we know of: one sentence that names it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from jakiro_export.checkpoints.head import load_head
+from jakiro_export.checkpoints.locate import locate
+from jakiro_export.checkpoints.store import MemoryStore, SafetensorsStore
+from jakiro_export.checkpoints.target import load_target
+from jakiro_export.errors import ExportError, UsageError
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(7, 5), "b": torch.randn(4, 2, 3).bfloat16(), "c": torch.arange(9).half()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    stored, memory = SafetensorsStore([tmp_path / "x.safetensors"]), MemoryStore(tensors)
+    for name, tensor in tensors.items():
+        for store in (stored, memory):
+            rows = store.rows(name, 1, 4).astype(np.float32)
+            np.testing.assert_array_equal(rows, tensor[1:4].float().numpy())
+            assert store.shapes()[name] == tuple(tensor.shape)
+
+
+@pytest.mark.parametrize("keep", [3, 40, 0.5, 0.99])
+def test_a_truncated_safetensors_file_is_refused(tmp_path: Path, keep: float) -> None:
+    save_file({"a": torch.randn(64, 64)}, tmp_path / "x.safetensors")
+    data = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
+    with pytest.raises(ExportError, match="safetensors|truncated"):
+        SafetensorsStore([tmp_path / "x.safetensors"])
+
+
+@pytest.mark.parametrize("offsets", [[0, 9999], [-4, 12], [100, 116], ["a", 1]])
+def test_a_header_that_lies_about_offsets_is_refused(tmp_path: Path, offsets: list[object]) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": offsets}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ExportError):
+        SafetensorsStore([tmp_path / "x.safetensors"])
+
+
+def write_head(folder: Path, drop: str | None = None, change: dict[str, object] | None = None, **tensors: torch.Tensor) -> Path:
+    config = tiny.head_config(**(change or {}))
+    weights = {**tiny.head_tensors(tiny.head_config()), **tensors}
+    weights.pop(drop or "", None)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def test_a_published_head_loads_from_either_format(tmp_path: Path) -> None:
+    head = write_head(tmp_path / "h")
+    first = load_head(head, "h")
+    row = first.store.rows("fc.weight", 0, 48)
+    weights = {**load_file(head / "model.safetensors"), "embed_tokens.weight": torch.zeros(2, 2)}
+    (head / "model.safetensors").unlink()
+    torch.save(weights, head / "pytorch_model.bin")
+    second = load_head(head, "h")
+    assert first.parameters == second.parameters
+    np.testing.assert_array_equal(row, second.store.rows("fc.weight", 0, 48))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"drop": "layers.0.mlp_moe.gate.weight"}, "lacks the tensor layers.0.mlp_moe.gate.weight"),
+        ({"fc.weight": torch.zeros(48, 48)}, r"fc.weight has shape \[48, 48\], expected \[48, 96\]"),
+        ({"layers.0.extra": torch.zeros(1)}, "layers.0.extra"),
+        ({"change": {"num_local_experts": 4}}, "4 experts"),
+        ({"layers.0.mlp_moe.experts.0.fc.weight": torch.zeros(1)}, r"Jakiro\*"),
+    ],
+)
+def test_a_wrong_head_is_named(tmp_path: Path, damage: dict[str, object], words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        load_head(write_head(tmp_path / "h", **damage), "h")  # type: ignore[arg-type]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+def test_a_pickle_that_is_more_than_tensors_is_not_run(tmp_path: Path) -> None:
+    head = write_head(tmp_path / "h")
+    (head / "model.safetensors").unlink()
+    (head / "pytorch_model.bin").write_bytes(pickle.dumps({"fc.weight": Evil()}))
+    with pytest.raises(ExportError, match="more than plain tensors|damaged"):
+        load_head(head, "h")
+    torch.save({"fc.weight": Evil()}, head / "pytorch_model.bin")
+    with pytest.raises(ExportError, match="more than plain tensors"):
+        load_head(head, "h")
+
+
+def test_an_unknown_name_lists_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="smollm2-135m"):
+        locate("no-such-model", "target")
+    with pytest.raises(UsageError, match="config.json"):
+        load_target(tmp_path, "x")
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_target: Path) -> None:
+    """The layout huggingface_hub keeps: models--owner--name/snapshots/<commit>, refs/main."""
+    commit = "a" * 40
+    repo = tmp_path / "models--someone--tiny"
+    (repo / "snapshots").mkdir(parents=True)
+    (repo / "snapshots" / commit).symlink_to(tiny_target)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = locate("someone/tiny", "target")
+    assert (found / "config.json").is_file()
+    with pytest.raises(ExportError, match="cannot be downloaded"):
+        locate("someone/absent", "target")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a gguf at all" * 10])
+def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ExportError, match="cannot be read"):
+        load_target(tmp_path / "m.gguf", "m")

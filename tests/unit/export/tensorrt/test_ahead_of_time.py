@@ -1,0 +1,223 @@
+"""Engines made by TensorRT-RTX on this machine, without a GPU: the real parser and builder take both graphs.
+
+That the builder accepts a graph is what is shown; the engines are not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import tiny
+from jakiro_export.cli.build import main
+from jakiro_export.errors import ExportError
+from jakiro_export.tensorrt import building, graphs, memory
+from jakiro_export.tensorrt.profiles import Limits, profiles
+from jakiro_export.tensorrt.worker import Job
+from jakiro_runtime.format.manifest import Manifest, verify
+
+every_gpu = pytest.mark.parametrize("sm", building.AHEAD_OF_TIME)
+
+
+def build(engine: Path, *arguments: str) -> None:
+    result = CliRunner().invoke(main, [str(engine), *arguments])
+    assert result.exit_code == 0, result.output
+
+
+def check_record(engine: Path, sm: int) -> None:
+    """engine.json lists both engines, and what it lists is there."""
+    manifest = Manifest.read(engine)
+    verify(manifest, engine, full=True)
+    entry = manifest.extra["tensorrt"][f"sm{sm}"]
+    assert entry["runtime"] == "tensorrt-rtx"
+    assert entry["ahead_of_time"] is True
+    for name in ("target", "draft"):
+        file = entry["graphs"][name]
+        assert file == f"tensorrt/sm{sm}/{name}.engine"
+        assert file in manifest.files
+        assert (engine / file).stat().st_size == entry["builds"][name]["engine_bytes"]
+        assert [profile["name"] for profile in entry["profiles"][name]] == ["tree", "prompt"]
+        graph = graphs.read(engine / manifest.graphs[name])
+        need = memory.estimate(graph, profiles(name, graph, manifest, Limits()), 1 << 30, on_device=False)
+        assert entry["builds"][name]["peak_bytes"] < need.host, "the estimate that was made before it started"
+
+
+def test_the_tiny_engine_for_an_rtx_30(engine: Path, rtx: None) -> None:
+    build(engine, "--ahead-of-time", "sm86")
+    check_record(engine, 86)
+    assert sorted(file.name for file in (engine / "tensorrt").iterdir()) == ["sm86"], "nothing unfinished is left"
+
+
+@pytest.mark.slow
+@every_gpu
+def test_the_tiny_engine_for_every_gpu(engine: Path, rtx: None, sm: int) -> None:
+    build(engine, "--ahead-of-time", f"sm{sm}")
+    check_record(engine, sm)
+
+
+@pytest.mark.slow
+def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: None) -> None:
+    engine = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="bf16", bitwise=False, verify=False)
+    build(engine, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME if sm >= 80))
+    for sm in building.AHEAD_OF_TIME[1:]:
+        check_record(engine, sm)
+    with pytest.raises(ExportError, match="bfloat16.*sm80 or newer"):
+        building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [75], building.Settings())
+    with pytest.raises(ExportError, match="Cannot compile for.*sm75"):  # and so says the builder, of one among others
+        building.run_job(replace(orders(engine, tmp_path), sms=[75, 86]))
+
+
+@pytest.mark.slow
+def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path, rtx: None) -> None:
+    build(engine, "--ahead-of-time", "sm86,sm120")
+    build(engine, "--ahead-of-time", "sm86", "--chunk", "32")
+    check_record(engine, 86)
+    check_record(engine, 120)
+    entries = Manifest.read(engine).extra["tensorrt"]
+    assert entries["sm86"]["profiles"]["target"][1]["axes"]["rows"] == [1, 32, 32]
+    assert entries["sm120"]["profiles"]["target"][1]["axes"]["rows"] == [1, 128, 128]
+
+
+def test_stripping_weights_needs_a_driver(engine: Path, tmp_path: Path, rtx: None) -> None:
+    """Why jakiro-build refuses --strip-weights ahead of time. Should this fail one day, it can stop doing so."""
+    with pytest.raises(ExportError, match="CUDA_SUCCESS"):
+        building.run_job(replace(orders(engine, tmp_path), strip_weights=True))
+
+
+@pytest.mark.slow
+def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_jetpack_6: Path, rtx: None) -> None:
+    """Opset 20, its norms and rotary embeddings written as primitives: what TensorRT 10.3 parses. Here RTX does."""
+    engine = Path(shutil.copytree(tiny_jetpack_6, tmp_path / "engine"))
+    build(engine, "--ahead-of-time", "sm89")
+    check_record(engine, 89)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 in fp16 with a random head of its sizes: the builder does not care what the weights are."""
+    from jakiro_export.cli.export import main as export
+
+    head = tiny.make_head(
+        tmp_path_factory.mktemp("head"), hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, max_position_embeddings=8192,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("smollm2") / "engine"
+    arguments = ["--draft", str(head), "--target", "smollm2-135m", "--precision", "fp16", "--no-verify", "--out", str(out)]
+    result = CliRunner().invoke(export, arguments)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.slow
+def test_smollm2_for_every_gpu(smollm2: Path, rtx: None) -> None:
+    """One engine a graph, as a user would build for all of them; the tiny one was built for each by itself."""
+    build(smollm2, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME), "--max-context", "2048")
+    for sm in building.AHEAD_OF_TIME:
+        check_record(smollm2, sm)
+    engines = {(smollm2 / "tensorrt" / f"sm{sm}" / "target.engine").stat().st_ino for sm in building.AHEAD_OF_TIME}
+    assert len(engines) == 1, "one file, under six names"
+
+
+# What must not work: the builder looks at what it is given.
+
+
+def orders(engine: Path, folder: Path, name: str = "draft") -> Job:
+    manifest = Manifest.read(engine)
+    steps = building.plan(engine, manifest, "tensorrt-rtx", [86], building.Settings(Limits(chunk=16)))
+    step = next(step for step in steps if step.name == name)
+    model = folder / "model.onnx"
+    model.write_bytes(graphs.with_bodies(step.graph))
+    return building.job(step, model, folder)
+
+
+def test_a_job_without_profiles(engine: Path, tmp_path: Path, rtx: None) -> None:
+    with pytest.raises(ExportError, match="no optimization profile"):
+        building.run_job(replace(orders(engine, tmp_path), profiles=[]))
+    assert not (tmp_path / "draft.engine").exists()
+
+
+def test_a_profile_without_one_of_the_inputs(engine: Path, tmp_path: Path, rtx: None) -> None:
+    job = orders(engine, tmp_path)
+    profile = {name: shapes for name, shapes in job.profiles[0].items() if name != "past_key"}
+    with pytest.raises(ExportError, match="past_key"):
+        building.run_job(replace(job, profiles=[profile]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda shapes: [[*shape[:-1], shape[-1] + 1] for shape in shapes], "past_key.*tensor has 8"),
+        (lambda shapes: [shape[:-1] for shape in shapes], "past_key has 4 dimensions but profile 0 has 3"),
+        (lambda shapes: shapes[::-1], "do not follow each other"),
+    ],
+)
+def test_a_profile_of_the_wrong_shape(
+    engine: Path, tmp_path: Path, rtx: None, change: Callable[[list[list[int]]], list[list[int]]], words: str
+) -> None:
+    job = orders(engine, tmp_path)
+    wrong = {**job.profiles[0], "past_key": change(job.profiles[0]["past_key"])}
+    with pytest.raises(ExportError, match=words):
+        building.run_job(replace(job, profiles=[wrong]))
+    assert not (tmp_path / "draft.engine").exists()
+
+
+def test_an_input_of_the_wrong_type(engine: Path, tmp_path: Path, rtx: None) -> None:
+    """Strongly typed: a cache in float where the graph multiplies halves is no graph."""
+    job = orders(engine, tmp_path)
+    model = onnx.load(job.model, load_external_data=False)
+    cache = next(value for value in model.graph.input if value.name == "past_key")
+    cache.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    Path(job.model).write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="Half and `B` is of type Float"):
+        building.run_job(job)
+
+
+def test_a_graph_with_an_operator_that_does_not_exist(engine: Path, tmp_path: Path, rtx: None) -> None:
+    step = building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [86], building.Settings())[1]
+    next(node for node in step.graph.model.graph.node if node.op_type == "MatMul").op_type = "MatMuddle"
+    with pytest.raises(ExportError, match="parser refuses.*--opset 20") as raised:
+        building.run(step, tmp_path)
+    assert str(raised.value).endswith(".")
+    assert "\n" not in str(raised.value)
+
+
+# A builder that dies takes its own process with it, and the user reads why.
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV.*draft.onnx.*last words"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ran out of memory"),
+        ("os._exit(3)", "status 3.*last words"),
+    ],
+)
+def test_a_builder_that_dies(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: str, words: str) -> None:
+    module = tmp_path / "modules" / "tensorrt_rtx.py"
+    module.parent.mkdir()
+    module.write_text(
+        "import os, signal, sys\n__version__ = '1.7.1'\n"
+        "class ILogger:\n    class Severity: pass\n"
+        f"def Builder(logger):\n    print('last words', file=sys.stderr, flush=True)\n    {deed}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(module.parent), os.environ.get("PYTHONPATH", "")]))
+    with pytest.raises(ExportError, match=words):
+        building.run_job(orders(engine, tmp_path))
+
+
+def test_a_failed_build_leaves_what_was_there(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "run", lambda step, folder: (_ for _ in ()).throw(ExportError("no")))
+    before = json.loads((engine / "engine.json").read_text())
+    steps = building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [86], building.Settings())
+    with pytest.raises(ExportError, match="no"):
+        building.build(engine, steps, lambda text: None)
+    assert json.loads((engine / "engine.json").read_text()) == before
+    assert not os.path.lexists(engine / "tensorrt")

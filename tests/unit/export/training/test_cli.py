@@ -1,0 +1,173 @@
+"""The recipe, on a tiny target: it trains, resumes to the same head, and what it writes can be exported."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from safetensors.numpy import load_file, save_file
+
+import tiny
+from answers import run
+from jakiro_export.checkpoints.target import load_target
+from jakiro_export.errors import ExportError, UsageError
+from jakiro_export.training.console import in_work
+from jakiro_export.training.init_checkpoint import loaded
+from jakiro_runtime import Engine
+from paths import ROOT
+
+SCRIPT = ROOT / "examples" / "train_head" / "train_head.py"
+
+
+def train(target: Path, out: Path, *more: str, wait: bool = True) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "-t", str(target), "-o", str(out), "--steps", "40", "--every", "10",
+         "--draft-vocab", "128", "--chain", "3", "--tokens", "6000", *more],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if wait:
+        process.wait()
+    return process
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "head"
+    process = train(tiny_target, out)
+    assert process.returncode == 0, process.stderr.read()
+    return out
+
+
+@pytest.mark.slow
+def test_it_learns_and_can_be_exported(trained: Path, tiny_target: Path, tmp_path: Path) -> None:
+    assert {file.name for file in trained.iterdir()} == {
+        "config.json", "model.safetensors", "token_order.safetensors", "training.json", "training.png",
+    }  # fmt: skip
+    figures = json.loads((trained / "training.json").read_text())
+    history, known = figures["held_out"], figures["trained_on"]["accuracy"]
+    assert len(known) == len(history[-1]["accuracy"])
+    assert known != history[-1]["accuracy"]  # other conversations
+    # losses of different moments are not comparable: chains grow longer on the way
+    assert history[-1]["accuracy"][0] > 3 / 320  # better than chance
+    out = tiny.make_engine(tmp_path / "engine", tiny_target, trained, draft_vocab=128)
+    engine = Engine.open(out)
+    plain = run(engine.session(speculate=False), [5, 6, 7])
+    assert run(engine.session(), [5, 6, 7]).tokens == plain.tokens
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_ends_at_the_same_head(trained: Path, tiny_target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "head"
+    process = train(tiny_target, out, wait=False)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "head.work" / "state.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    again = train(tiny_target, out)
+    said = again.stderr.read()
+    assert again.returncode == 0, said
+    assert "continuing at step" in said
+    one, two = load_file(trained / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_it_asks_what_people_ask_before_it_asks_itself(tiny_target: Path, tmp_path: Path) -> None:
+    asked = [f"What is {n} and {n}?" for n in range(20)]
+    lines = [{"prompt": text} for text in asked] + [{"turns": ["far too long " * 200, "second"]}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    process = train(tiny_target, tmp_path / "head", "--prompts", str(tmp_path / "prompts.jsonl"), "--steps", "2")
+    said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert "1 of 21 prompts have more than 256 tokens" in said
+    tokenizer = load_target(tiny_target, "tiny").tokenizer()
+    found = {}
+    for line in (tmp_path / "head.work" / "conversations.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        found[record["number"]] = tokenizer.decode(record["prompt"])
+    assert len(found) > 25
+    for text in asked:
+        assert sum(text in prompt for number, prompt in found.items() if number < 20) == 1
+    assert not any("far too long" in prompt for prompt in found.values())
+
+
+def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": [1, 2], "response": [3]}\n{"prompt": [1]}\n')
+    process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "bad.jsonl"))
+    assert process.returncode == 1
+    assert "line 2: expected" in process.stderr.read()
+
+
+def test_a_truncated_archive_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"prompt": [1, %d], "response": [3]}\n' % (n % 300) for n in range(5000)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "cut.jsonl.gz"))
+    assert process.returncode == 1
+    assert "cut.jsonl.gz cannot be read to its end" in process.stderr.read()
+
+
+def test_a_second_process_does_not_touch_the_work_of_the_first(tiny_target: Path, tmp_path: Path) -> None:
+    work = tmp_path / "head.work"
+    work.mkdir()
+    with FileLock(work / "lock"):
+        process = train(tiny_target, tmp_path / "head")
+    assert process.returncode == 2
+    assert "Another process is at work in" in process.stderr.read()
+    assert [file.name for file in work.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, in_work(tmp_path / "work"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert left.value.code == 1
+    assert "The disk is full; once there is room, the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_begins_with_a_published_head(tiny_target: Path, tiny_head: Path, tmp_path: Path) -> None:
+    """At a learning rate of zero what comes out is what went in, once rounded to fp16."""
+    process = train(tiny_target, tmp_path / "head", "--init", str(tiny_head), "--learning-rate", "0", "--steps", "2")
+    said = process.stderr.read()
+    assert process.returncode == 0, said
+    given, out = load_file(tiny_head / "model.safetensors"), load_file(tmp_path / "head" / "model.safetensors")
+    assert set(given) == set(out)
+    assert all(np.array_equal(given[name].astype(np.float16), out[name]) for name in given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inner", "mixture", "sentence"),
+    [
+        ({"num_attention_heads": 3, "head_dim": 8}, None, True, "has heads = 3, but 6 fits the target"),
+        ({"intermediate": 96}, 48, True, "has inner = 96, but 48 was asked for"),
+        ({"qkv_bias": True}, None, True, "has a bias in its attention"),
+        ({"bias": False}, None, True, "has no fc.bias"),
+        ({}, None, False, "is a mixture"),
+    ],
+)
+def test_a_head_that_cannot_be_gone_on_with_gets_a_sentence(
+    changes: dict[str, object], inner: int | None, mixture: bool, sentence: str, tmp_path: Path
+) -> None:
+    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
+    head = tiny.make_head(tmp_path / "head", **changes)
+    with pytest.raises(UsageError, match=sentence):
+        loaded(head, shape, inner, mixture)
+
+
+def test_a_damaged_head_gets_a_sentence(tmp_path: Path) -> None:
+    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
+    tensors = load_file(tiny.make_head(tmp_path / "head") / "model.safetensors")
+    assert loaded(tmp_path / "head", shape, None)[0].inner == 48
+    save_file({name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, tmp_path / "head" / "model.safetensors")
+    with pytest.raises(ExportError, match=r"lacks the tensor fc.bias, expected with shape \[48\]"):
+        loaded(tmp_path / "head", shape, None)

@@ -1,0 +1,187 @@
+"""Which backend runs an engine, and one sentence for each that cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import fake_tensorrt
+import plugin_wheels
+from fake_building import plan_instead_of_building
+from fake_cuda import FakeCuda
+from jakiro_export.cli.build import after_export
+from jakiro_export.tensorrt import accuracy, building
+from jakiro_runtime import Engine, EngineError, UsageError
+from jakiro_runtime.backends import NAMES, built, choose, cuda_memory, gpu
+from jakiro_runtime.cli import BACKENDS, main
+from jakiro_runtime.format.manifest import Manifest
+from paths import ROOT
+
+CUDA_BINDINGS = ("cuda-bindings==13.0.3", "cuda-pathfinder==1.3.0")
+
+
+def said(*arguments: object) -> str:
+    """The one sentence of a failed jakiro-run."""
+    result = CliRunner().invoke(main, ["--prompt", "Hello", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    lines = result.output.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_command_line_knows_the_backends() -> None:
+    assert BACKENDS == NAMES
+
+
+def test_auto_is_the_cpu_without_engines(tiny_numerical: Path, cuda: FakeCuda) -> None:
+    assert choose(Manifest.read(tiny_numerical)) == "onnxruntime"
+
+
+def test_auto_takes_what_was_built_for_this_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(built, "find_spec", lambda name: name)
+    manifest = Manifest.read(directory)
+    assert choose(manifest) == "tensorrt"
+    monkeypatch.setattr(built, "find_spec", lambda name: None)
+    assert choose(manifest) == "onnxruntime", "built, and its library is not installed"
+    monkeypatch.undo()
+    assert choose(manifest) == "onnxruntime", "built, and no GPU here"
+
+
+def test_an_unknown_backend(tiny_numerical: Path) -> None:
+    with pytest.raises(UsageError, match="no backend 'cpu'.*onnxruntime"):
+        Engine.open(tiny_numerical, "cpu")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_nothing_built(tiny_numerical: Path, backend: str) -> None:
+    sentence = said("--engine", tiny_numerical, "--backend", backend)
+    assert "no engines for TensorRT" in sentence
+    assert "jakiro-build" in sentence
+
+
+def test_no_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    assert "no NVIDIA driver" in said("--engine", directory, "--backend", "tensorrt")
+
+
+def test_another_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find", lambda: gpu.Device("Other", 90, 1, 1, False))
+    sentence = said("--engine", directory, "--backend", "tensorrt")
+    assert "Other, sm90" in sentence
+    assert "for sm87" in sentence
+
+
+def test_no_library(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
+    assert "TensorRT is not installed" in said("--engine", directory, "--backend", "tensorrt")
+
+
+def test_no_cuda_bindings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert "pip install cuda-bindings" in said("--engine", directory, "--backend", "tensorrt")
+
+
+def test_a_plugin_is_registered_once(directory: Path, plugin: Path) -> None:
+    manifest = Manifest.read(directory)
+    manifest.extra["tensorrt"]["sm87"]["dispatch"] = "plugin"
+    manifest.write(directory)
+    for _ in range(2):
+        Engine.open(directory, "tensorrt", plugin=plugin)
+    assert fake_tensorrt.registry.known == [str(plugin)]
+
+
+def test_no_plugin_where_one_was_used(directory: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(directory)
+    manifest.extra["tensorrt"]["sm87"]["dispatch"] = "plugin"
+    manifest.write(directory)
+    assert "--plugin" in said("--engine", directory, "--backend", "tensorrt")
+    missing = tmp_path / "none.so"
+    assert str(missing) in said("--engine", directory, "--backend", "tensorrt", "--plugin", missing)
+    missing.write_bytes(b"no library")
+    assert "does not load" in said("--engine", directory, "--backend", "tensorrt", "--plugin", missing)
+
+
+@pytest.mark.parametrize("lost", ["runtime", "graphs", "file"])
+def test_a_record_that_makes_no_sense(directory: Path, lost: str) -> None:
+    manifest = Manifest.read(directory)
+    if lost == "file":
+        del manifest.files["tensorrt/sm87/draft.engine"]
+    else:
+        del manifest.extra["tensorrt"]["sm87"][lost]
+    manifest.write(directory)
+    assert "run jakiro-build again" in said("--engine", directory, "--backend", "tensorrt")
+
+
+def test_engines_without_weights_take_them_from_the_onnx_files(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest.read(directory)
+    manifest.extra["tensorrt"]["sm87"]["weights"] = "stripped"
+    manifest.write(directory)
+    asked = []
+
+    class Refitter:
+        def __init__(self, engine: object, logger: object) -> None: ...
+
+        def refit_cuda_engine(self) -> bool:
+            return True
+
+    class OnnxParserRefitter(Refitter):
+        def refit_from_file(self, path: str) -> bool:
+            asked.append(Path(path).name)
+            return len(asked) < 3
+
+    monkeypatch.setattr(fake_tensorrt, "Refitter", Refitter, raising=False)
+    monkeypatch.setattr(fake_tensorrt, "OnnxParserRefitter", OnnxParserRefitter, raising=False)
+    Engine.open(directory, "tensorrt")
+    assert asked == ["target.onnx", "draft.onnx"]
+    with pytest.raises(EngineError, match="without --strip-weights"):
+        Engine.open(directory, "tensorrt")
+
+
+def test_cuda_without_a_gpu_by_the_real_bindings() -> None:
+    """cuda-bindings itself, on a machine without a driver: the sentence, and nothing that crashes."""
+    folders = [str(plugin_wheels.unpacked(requirement)) for requirement in CUDA_BINDINGS]
+    program = (
+        "from jakiro_runtime.backends.cuda_memory import load_runtime\n"
+        "from jakiro_runtime.errors import EngineError\n"
+        "try:\n    print('a GPU', load_runtime())\nexcept EngineError as error:\n    print(error)\n"
+    )
+    path = os.pathsep.join([*folders, *sys.path])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "shows no GPU" in done.stdout or "does not serve" in done.stdout or "a GPU" in done.stdout
+
+
+def test_the_commit_structure_is_the_header_s() -> None:
+    header = (ROOT / "plugins" / "include" / "jakiro_plugins.h").read_text()
+    body = header[header.index("int32_t tensors") : header.index("} JakiroKvCommit")]
+    names = [part.split("*")[-1].strip() for line in body.splitlines() for part in line.split(";")[0].split(",")]
+    names = [name.split()[-1] for name in names if name]
+    assert [name for name, *_ in cuda_memory._KvCommit._fields_] == names
+
+
+def test_an_export_builds_engines_where_there_is_a_gpu(
+    tiny_numerical: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The tail of jakiro-export; on machines without GPU or TensorRT it ends before."""
+    monkeypatch.setattr(building, "run", plan_instead_of_building)
+    monkeypatch.setattr(accuracy, "check_engine", lambda *_: [])
+    engine = Path(shutil.copytree(tiny_numerical, tmp_path / "engine"))
+    after_export(engine)
+    assert list(Manifest.read(engine).extra["tensorrt"]) == ["sm87"]
+    other = Path(shutil.copytree(tiny_numerical, tmp_path / "other"))
+    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
+    capsys.readouterr()
+    after_export(other)
+    assert "No TensorRT engines were built: TensorRT is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "find", lambda: (_ for _ in ()).throw(EngineError("no GPU")))
+    after_export(other)
+    assert capsys.readouterr().err == ""
+    assert "tensorrt" not in Manifest.read(other).extra

@@ -1,0 +1,60 @@
+"""Answers of a given form, the same with speculation on and off."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from answers import plain, run
+from grammars import FORMS
+from jakiro_runtime import Engine, Sampling, UsageError
+from jakiro_runtime.sampling.grammar import Grammar
+from oracle import with_oracle
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.2, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_holds_and_speculation_changes_nothing(
+    engine: Engine, prompts: list[list[int]], form: str, sampling: Sampling | None
+) -> None:
+    grammar = Grammar(engine, **FORMS[form])
+    for prompt in prompts[:5]:
+        expected = plain(engine, prompt, 80, sampling=sampling, grammar=grammar)
+        if expected.finish_reason == "eos":
+            if form == "json":
+                found = json.loads(expected.text)
+                assert set(found) == {"name", "age"}
+                assert 0 <= found["age"] <= 99
+            else:
+                pattern = FORMS[form].get("regex", "a[bc]+d")
+                assert re.fullmatch(pattern, expected.text)
+        oracle = with_oracle(engine, [[*prompt, *expected.tokens]])
+        for target in (oracle, engine):
+            result = run(target.session(), prompt, 80, sampling=sampling, grammar=grammar)
+            assert (result.tokens, result.text, result.finish_reason) == (
+                expected.tokens, expected.text, expected.finish_reason,
+            )  # fmt: skip
+    assert any(plain(engine, p, 80, sampling=sampling, grammar=grammar).finish_reason == "eos" for p in prompts[:5])
+
+
+def test_forbidden_nodes_are_not_verified(engine: Engine, prompts: list[list[int]]) -> None:
+    grammar = Grammar(engine, regex="[ab]{30}")
+    session = engine.session(lookup=False)  # what it looks up here is allowed
+    rows = []
+    target = session._decoder.target
+    before = target.run
+    target.run = lambda tokens, *rest: (rows.append(len(tokens[0])), before(tokens, *rest))[1]  # type: ignore[method-assign]
+    run(session, prompts[3], 40, grammar=grammar)
+    assert max(rows[1:]) <= 8 < engine.manifest.draft.nodes + 1
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [({}, "exactly one"), ({"regex": "("}, "does not compile"), ({"json_schema": "{"}, "is not JSON"),
+     ({"lark": "start: ("}, "does not compile")],
+)  # fmt: skip
+def test_a_wrong_grammar_gets_a_sentence(engine: Engine, form: dict, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Grammar(engine, **form)
