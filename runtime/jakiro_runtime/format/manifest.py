@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from jakiro_runtime import contract
 from jakiro_runtime.errors import EngineError, UsageError
 
 NAME = "engine.json"
@@ -163,6 +164,18 @@ class Manifest:
     @property
     def bitwise(self) -> bool:
         return self.equality == "bitwise"
+
+    @property
+    def target_contract(self) -> contract.GraphContract:
+        """What the target graph takes and gives."""
+        model = self.model
+        return contract.target(model.num_layers, model.num_kv_heads, model.head_dim, model.hidden_size, model.vocab_size)
+
+    @property
+    def draft_contract(self) -> contract.GraphContract:
+        """What the draft graph takes and gives."""
+        draft = self.draft
+        return contract.draft(draft.num_kv_heads, draft.head_dim, self.model.hidden_size, draft.nodes)
 
     @staticmethod
     def read(directory: str | os.PathLike[str]) -> Manifest:

@@ -1,0 +1,138 @@
+"""Graph contract: the inputs and outputs of an engine's two graphs, by name, shape and element type.
+
+The exporter traces graphs that have exactly these, the runtime binds exactly these, and every check in between calls them through
+`evaluate`. `docs/graph-contract.md` is this module in prose; a test holds the two equal.
+
+    target   one pass over some rows of every sequence: a chunk of the prompt, or the root and the nodes of a draft tree
+    draft    the whole draft phase: the accepted rows in, a tree of candidates out
+
+Both read their key/value cache and never write it: they return the keys and values of the new rows, of which the runtime appends
+the accepted ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+TARGET, DRAFT = "target", "draft"
+# Axes whose length differs from call to call
+BATCH, ROWS, CAPACITY, SELECTED = "batch", "rows", "capacity", "selected"
+AXES = (BATCH, ROWS, CAPACITY, SELECTED)
+# Element types: FLOAT is the graph's own (float32, float16, bfloat16); cached values are double in bitwise float32 graphs
+INT64, BOOL, FLOAT, VALUE = "int64", "bool", "float", "value"
+
+
+class TensorSpec(NamedTuple):
+    """One input or output. dims: an axis name or a length each."""
+
+    name: str
+    dims: tuple[str | int, ...]
+    type: str
+    meaning: str
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """The axes of variable length, by position."""
+        return {place: dim for place, dim in enumerate(self.dims) if isinstance(dim, str)}
+
+    def shape(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape where the axes have these lengths."""
+        return tuple(axes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """All inputs and outputs of one graph, in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> list[str]:
+        return [each.name for each in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [each.name for each in self.outputs]
+
+    @property
+    def caches(self) -> tuple[TensorSpec, ...]:
+        """The inputs that hold cached keys and values."""
+        return tuple(each for each in self.inputs if CAPACITY in each.dims)
+
+    def axis_lengths(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """The lengths of all axes in a call with these arrays.
+
+        Raises:
+            ValueError: an input is missing, or has another shape than the others ask for
+        """
+        lengths: dict[str, int] = {}
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise ValueError(f"The {self.name} graph takes {spec.name}, which was not given.")
+            shape = tuple(inputs[spec.name].shape)
+            if len(shape) == len(spec.dims):
+                for place, axis in spec.axes.items():
+                    lengths.setdefault(axis, shape[place])
+            if len(shape) != len(spec.dims) or shape != spec.shape(lengths):
+                wanted = [lengths.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims]
+                raise ValueError(f"{spec.name} of the {self.name} graph has shape {list(shape)}; {wanted} was expected.")
+        return lengths
+
+
+def new_rows_of(cache: str) -> str:
+    """The output that holds a call's new rows for a cache input: past_key.3 -> new_key.3."""
+    return cache.replace("past_", "new_", 1)
+
+
+def target(layers: int, kv_heads: int, head_dim: int, hidden: int, vocab: int) -> GraphContract:
+    """The target's contract for a model of these sizes."""
+    cache = (BATCH, kv_heads, CAPACITY, head_dim)
+    new = (BATCH, kv_heads, ROWS, head_dim)
+    return GraphContract(
+        TARGET,
+        inputs=(
+            TensorSpec("input_ids", (BATCH, ROWS), INT64, "the token of each row"),
+            TensorSpec("position_ids", (BATCH, ROWS), INT64, "its position in the sequence; siblings in a tree share one"),
+            TensorSpec("tree_mask", (BATCH, ROWS, ROWS), BOOL, "[b, i, j]: row i attends to row j; a row always sees itself"),
+            TensorSpec("past_length", (BATCH,), INT64, "filled slots of each sequence's cache; later slots hold anything"),
+            TensorSpec("logit_rows", (BATCH, SELECTED), INT64, "the rows after which a next token is wanted"),
+            *(TensorSpec(f"past_key.{n}", cache, FLOAT, f"cached keys of layer {n}, rotated") for n in range(layers)),
+            *(TensorSpec(f"past_value.{n}", cache, VALUE, f"cached values of layer {n}") for n in range(layers)),
+        ),
+        outputs=(
+            TensorSpec("logits", (BATCH, SELECTED, vocab), FLOAT, "scores of the next token after each selected row"),
+            TensorSpec("next_tokens", (BATCH, SELECTED), INT64, "the best of them, the lowest id among equals"),
+            TensorSpec("hidden_states", (BATCH, ROWS, hidden), FLOAT, "features of every row, after the final norm"),
+            *(TensorSpec(f"new_key.{n}", new, FLOAT, f"keys of the new rows in layer {n}, rotated") for n in range(layers)),
+            *(TensorSpec(f"new_value.{n}", new, VALUE, f"values of the new rows in layer {n}") for n in range(layers)),
+        ),
+    )
+
+
+def draft(kv_heads: int, head_dim: int, hidden: int, nodes: int) -> GraphContract:
+    """The draft graph's contract for a head of these sizes and a tree of `nodes` nodes."""
+    cache = (BATCH, kv_heads, CAPACITY, head_dim)
+    new = (BATCH, kv_heads, ROWS, head_dim)
+    return GraphContract(
+        DRAFT,
+        inputs=(
+            TensorSpec("input_ids", (BATCH, ROWS), INT64, "the token after each accepted row"),
+            TensorSpec("hidden_states", (BATCH, ROWS, hidden), FLOAT, "the target's features of those rows"),
+            TensorSpec("position_ids", (BATCH, ROWS), INT64, "the rows' positions; the token's is one more"),
+            TensorSpec("last_row", (BATCH,), INT64, "the last accepted row; rows after it are padding"),
+            TensorSpec("past_length", (BATCH,), INT64, "filled slots of each sequence's cache; later slots hold anything"),
+            TensorSpec("past_key", cache, FLOAT, "the head's cached keys, rotated"),
+            TensorSpec("past_value", cache, FLOAT, "the head's cached values"),
+        ),
+        outputs=(
+            TensorSpec("tree_tokens", (BATCH, nodes), INT64, "the token of each node; parents precede their children"),
+            TensorSpec("tree_parents", (BATCH, nodes), INT64, "the row of its parent: 0 is the root, n is node n - 1"),
+            TensorSpec("tree_scores", (BATCH, nodes), FLOAT, "log-probability of its path under the head; float32"),
+            TensorSpec("new_key", new, FLOAT, "the head's keys of the given rows, rotated"),
+            TensorSpec("new_value", new, FLOAT, "the head's values of the given rows"),
+        ),
+    )
