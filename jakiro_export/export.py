@@ -88,7 +88,7 @@ def export(options: ExportOptions, report: Report) -> list[Check]:
             if options.auto is not None:
                 with report.step("Choosing the tree by measurement"):
                     options, plan = _choose_tree(folder, target, head, options, files)
-                report.found([("tree", plan.sentence())])
+                report.found([("tree", plan.summary())])
         with report.step("Checking both graphs with onnx.checker"):
             for name in ("target.onnx", "draft.onnx"):
                 onnx.checker.check_model(str(folder / name), full_check=True)

@@ -44,9 +44,9 @@ def main(debug: bool, **settings: Any) -> None:
 
     Without --ahead-of-time it builds for this machine's GPU, with the TensorRT that is installed (10.3 to 11).
     """
-    from jakiro_runtime.errors import in_words
+    from jakiro_runtime.errors import cli_errors
 
-    with in_words(debug, "Interrupted; engines that were not complete are gone."):
+    with cli_errors(debug, "Interrupted; engines that were not complete are gone."):
         _run(**settings)
 
 
@@ -86,7 +86,7 @@ def _run(
     from jakiro_export.errors import UsageError
     from jakiro_export.tensorrt.building import Settings
     from jakiro_export.tensorrt.profiles import Limits
-    from jakiro_runtime.format.manifest import Manifest, verify
+    from jakiro_runtime.format.manifest import Manifest, check_integrity
 
     if ahead_of_time is not None and (sm is not None or plugin is not None):
         other = "--sm" if sm is not None else "--plugin"
@@ -103,7 +103,7 @@ def _run(
     )
     manifest = Manifest.read(directory)
     if not dry_run:
-        verify(manifest, directory, only=[name for name in manifest.files if not name.startswith("tensorrt/")])
+        check_integrity(manifest, directory, only=[name for name in manifest.files if not name.startswith("tensorrt/")])
     if ahead_of_time is not None:
         _ahead(directory, manifest, ahead_of_time, settings, ignore_memory, dry_run)
     else:

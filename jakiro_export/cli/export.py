@@ -62,9 +62,9 @@ def main(debug: bool, **settings: Any) -> None:
 
     The result runs with `jakiro-run --engine DIR` on any CPU, and is what `jakiro-build` makes TensorRT engines from.
     """
-    from jakiro_runtime.errors import in_words
+    from jakiro_runtime.errors import cli_errors
 
-    with in_words(debug, "Interrupted; nothing was written.", f"nothing was left in {settings['out']}"):
+    with cli_errors(debug, "Interrupted; nothing was written.", f"nothing was left in {settings['out']}"):
         _run(**settings)
 
 

@@ -35,9 +35,9 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
     """Say what is in the engine directory DIR; or budget memory and estimate speed for it, or for a MODEL by its alias."""
-    from jakiro_runtime.errors import in_words
+    from jakiro_runtime.errors import cli_errors
 
-    with in_words(debug):
+    with cli_errors(debug):
         _run(**settings)
 
 
@@ -117,7 +117,7 @@ def _contents(engine: str) -> dict[str, Any]:
         "model": f"{model.name}, {model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}, vocabulary "
         f"{model.vocab_size}, {model.max_context} positions",
         "head": f"{tree.variant}, {tree.num_experts} experts; tree of {tree.nodes} nodes, depth {tree.depth}, top-k {tree.top_k}",
-        "tree": f"chosen by --tree auto: {manifest.tree.sentence()}" if manifest.tree else "as given at export",
+        "tree": f"chosen by --tree auto: {manifest.tree.summary()}" if manifest.tree else "as given at export",
         "precision": ", ".join(f"{name} {kind}" for name, kind in manifest.precision.items()) + f"; {manifest.equality} equality",
         "files": {name: f"{file.bytes / 1e6:.1f} MB" for name, file in manifest.files.items()},
         "checks": f"{len(manifest.checks)} when it was exported" if manifest.checks else "none: exported with --no-verify",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jakiro_export.training.heldout import Measure
-from jakiro_runtime.errors import UsageError, in_words
+from jakiro_runtime.errors import UsageError, cli_errors
 
 CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -31,7 +31,7 @@ def say(measure: Measure) -> None:
 def in_work(folder: Path) -> Iterator[None]:
     """A command that keeps what it makes in `folder`, alone there; what goes wrong becomes a sentence."""
     again = "the same command goes on from what was kept"
-    with in_words(False, f"Interrupted; {again}.", f"once there is room, {again}"):
+    with cli_errors(False, f"Interrupted; {again}.", f"once there is room, {again}"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:

@@ -15,7 +15,7 @@ from jakiro_export.heads.jakiro import TreeShape
 from jakiro_export.tree_search import simulate
 from jakiro_export.tree_search.texts import Text, answers
 from jakiro_export.tree_search.trees import Grown, Phase, engine_phase, grow
-from jakiro_runtime.decoding.runners import DraftCall, TargetCall
+from jakiro_runtime.decoding.runners import DraftRunner, TargetRunner
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.format.manifest import TreePlan
@@ -79,7 +79,7 @@ def draft_cost(engine: Engine, repeats: int = 21) -> float:
     A target pass goes before each: in a round it has just put its own weights where the draft's were, in every cache.
     """
     draft, one = engine.manifest.draft, np.ones((1, 2), np.int64)
-    call, target = DraftCall(engine.draft, engine.manifest), TargetCall(engine.target, engine.manifest)
+    call, target = DraftRunner(engine.draft, engine.manifest), TargetRunner(engine.target, engine.manifest)
     times = []
     for _ in range(repeats):
         target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], logits=False)

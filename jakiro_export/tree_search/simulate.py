@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jakiro_export.tree_search.trees import Grown
-from jakiro_runtime.decoding.node_budget import NodeChoice
+from jakiro_runtime.decoding.node_budget import NodeBudget
 from jakiro_runtime.format.manifest import TreePlan
 
 # Where chances are read off: cumulative log-probabilities, and nothing far below what could ever be worth a row
@@ -52,17 +52,17 @@ def fixed(grown: Sequence[Grown], plan: TreePlan, nodes: int, visited: list[tupl
 def chosen(grown: Sequence[Grown], plan: TreePlan, nodes: int) -> Outcome:
     """Every round as the runtime runs it: it drafts up to `nodes` nodes where that is worth it, and verifies what is."""
     done, capacity = Outcome(), plan.capacities[0]
-    choice = NodeChoice(plan, nodes, nodes)
+    choice = NodeBudget(plan, nodes, nodes)
     cost = {count: plan.host_ms + plan.milliseconds(max(2, count + 1), capacity) for count in choice.counts}
     for text in grown:
         place = 0
         choice.start()
         while place < len(text.ranks):
             count = taken = 0
-            if drafting := choice.drafts():
-                count = choice.count(choice.chances(text.scores[place, :nodes]), capacity)
+            if drafting := choice.should_draft():
+                count = choice.count(choice.acceptance_probs(text.scores[place, :nodes]), capacity)
                 taken = sum(rank < count for rank in text.ranks[place])
-                choice.note(count, taken, capacity)
+                choice.observe_acceptance(count, taken, capacity)
             place += taken + 1
             time = cost[count] + plan.draft_ms * drafting
             done = Outcome(done.rounds + 1, done.tokens + taken + 1, done.nodes + count, done.time + time)

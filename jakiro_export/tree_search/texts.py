@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jakiro_runtime.decoding.runners import TargetCall
+from jakiro_runtime.decoding.runners import TargetRunner
 from jakiro_runtime.engine import Engine
 
 _PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -43,7 +43,7 @@ def _ids(engine: Engine, line: str) -> list[int]:
 
 def _features(engine: Engine, ids: list[int]) -> np.ndarray:
     """The target's features behind each token, [length, hidden], as drafting sees them."""
-    call, rows = TargetCall(engine.target, engine.manifest), len(ids)
+    call, rows = TargetRunner(engine.target, engine.manifest), len(ids)
     places, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
     call.run(np.array(ids)[None], places, mask, logits=False, last=np.array([rows - 1]))
     return np.asarray(call.features[0, 0, 0, :rows]).copy()

@@ -65,9 +65,9 @@ def main(debug: bool, **settings: Any) -> None:
     Rates are tokens after an answer's first one per second, pooled over all answers; reported is the median over repeats.
     Every answer is compared token for token: a bitwise engine whose answers differ ends with exit code 1.
     """
-    from jakiro_runtime.errors import in_words
+    from jakiro_runtime.errors import cli_errors
 
-    with in_words(debug):
+    with cli_errors(debug):
         _run(**settings)
 
 

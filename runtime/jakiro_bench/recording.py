@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jakiro_runtime.backends import Binding, Buffers, Graph, Memory
-from jakiro_runtime.decoding.tree import best_nodes, closed
+from jakiro_runtime.decoding.tree import subtree, top_nodes
 
 
 class Drawn(NamedTuple):
@@ -46,8 +46,8 @@ class Watch:
             return _NOTHING
         names = ("tree_tokens", "tree_parents", "tree_scores")
         tokens, parents, scores = (self._last[name][0].copy() for name in names)
-        kept = best_nodes(scores.tolist(), parents.tolist(), nodes)
-        smaller, above = closed(tokens.tolist(), parents.tolist(), kept)
+        kept = top_nodes(scores.tolist(), parents.tolist(), nodes)
+        smaller, above = subtree(tokens.tolist(), parents.tolist(), kept)
         return Drawn(np.array(smaller), np.array(above), scores[kept])
 
     def note(self, outputs: Buffers) -> None:

@@ -9,7 +9,7 @@ for event in session.generate(engine.chat_prompt([{"role": "user", "content": "W
 print(session.stats.line())
 """
 
-from jakiro_runtime.decoding.sequence import Event, Result
+from jakiro_runtime.decoding.sequence import GenerationChunk, GenerationResult
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
@@ -19,9 +19,9 @@ from jakiro_runtime.session import Session
 __all__ = [
     "Engine",
     "EngineError",
-    "Event",
+    "GenerationChunk",
+    "GenerationResult",
     "LogitsProcessor",
-    "Result",
     "Sampling",
     "Session",
     "Stats",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jakiro_runtime.decoding.decoder import Decoder
-from jakiro_runtime.decoding.sequence import Result
+from jakiro_runtime.decoding.sequence import GenerationResult
 from jakiro_runtime.sampling.sampler import Sampling
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def generate(
     chunk: int = 128,
     nodes: int | None = None,
     lookup: bool = True,
-) -> list[Result]:
+) -> list[GenerationResult]:
     """Answer every prompt. A finished answer leaves the batch, so the others do not pay for it.
 
     Args:
@@ -48,7 +48,7 @@ def generate(
         engine.answer(prompt, max_new_tokens, how, stop, grammar, decoder.levels)
         for prompt, how in zip(prompts, each, strict=True)
     ]
-    results = [Result(stats=answer.stats) for answer in answers]
+    results = [GenerationResult(stats=answer.stats) for answer in answers]
     started = time.perf_counter()
     gained = decoder.prefill(answers)
     prefilled = time.perf_counter()

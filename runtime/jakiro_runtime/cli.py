@@ -64,10 +64,10 @@ def main(debug: bool, **settings: Any) -> None:
 
     The answer goes to standard output; everything else goes to standard error. Ctrl-C stops an answer; twice leaves.
     """
-    from jakiro_runtime.errors import in_words
+    from jakiro_runtime.errors import cli_errors
 
     try:
-        with in_words(debug):
+        with cli_errors(debug):
             _run(**settings)
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()

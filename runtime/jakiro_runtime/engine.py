@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from jakiro_runtime import batch
 from jakiro_runtime.backends import Graph, Options, choose, open_graphs
-from jakiro_runtime.decoding.sequence import Answer, Result
+from jakiro_runtime.decoding.sequence import Answer, GenerationResult
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.format.manifest import Manifest, verify
+from jakiro_runtime.format.manifest import Manifest, check_integrity
 from jakiro_runtime.sampling.sampler import Sampler, Sampling
 from jakiro_runtime.session import Session
 from jakiro_runtime.text.chat import ChatTemplate, Message
@@ -66,7 +66,7 @@ class Engine:
         manifest = Manifest.read(folder)
         name = choose(manifest, backend)
         # engines for GPUs are the backend's to check, once it knows which of them it loads
-        verify(
+        check_integrity(
             manifest,
             folder,
             full_check,
@@ -93,7 +93,7 @@ class Engine:
         session.load(file)
         return session
 
-    def generate(self, prompts: Sequence[Sequence[int] | str], **options: Any) -> list[Result]:
+    def generate(self, prompts: Sequence[Sequence[int] | str], **options: Any) -> list[GenerationResult]:
         """Answer several prompts in one batch; options as `jakiro_runtime.batch.generate` takes them."""
         return batch.generate(self, prompts, **options)
 

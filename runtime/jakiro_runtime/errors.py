@@ -25,7 +25,7 @@ class UsageError(EngineError):
 
 
 @contextmanager
-def in_words(debug: bool, interrupted: str = "", full: str = "make room and try again") -> Iterator[None]:
+def cli_errors(debug: bool, interrupted: str = "", full: str = "make room and try again") -> Iterator[None]:
     """A command: its errors become a sentence on standard error and an exit code.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jakiro_runtime.decoding.decoder import Decoder
-from jakiro_runtime.decoding.sequence import Event
+from jakiro_runtime.decoding.sequence import GenerationChunk
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.sampling.sampler import Sampling
@@ -51,7 +51,7 @@ class Session:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[GenerationChunk]:
         """Answer a prompt, an event a round. What the prompt shares with the conversation so far is not processed again.
 
         Leaving the iterator early cancels the answer; the session can go on from there.

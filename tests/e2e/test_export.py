@@ -18,13 +18,12 @@ from jakiro_export.errors import ExportError
 from jakiro_export.verification import verify
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.errors import UsageError as RuntimeUsageError
-from jakiro_runtime.format.manifest import Manifest
-from jakiro_runtime.format.manifest import verify as verify_files
+from jakiro_runtime.format.manifest import Manifest, check_integrity
 
 
 def test_the_directory_is_complete_and_checked(tiny_engine: Path) -> None:
     manifest = Manifest.read(tiny_engine)
-    verify_files(manifest, tiny_engine, full=True)
+    check_integrity(manifest, tiny_engine, full=True)
     assert {"target.onnx", "target.onnx.data", "draft.onnx", "tokenizer.json", "chat_template.jinja"} <= set(manifest.files)
     assert manifest.bitwise
     assert len(manifest.checks) >= 12

@@ -14,7 +14,7 @@ from jakiro_export.checkpoints.head import load_head
 from jakiro_export.checkpoints.target import load_target
 from jakiro_export.graphs import GraphOptions, draft_graph
 from jakiro_export.heads.jakiro import TreeShape
-from jakiro_runtime import Engine, Result, Sampling
+from jakiro_runtime import Engine, GenerationResult, Sampling
 from jakiro_runtime.backends.onnxruntime import open_graph
 from jakiro_runtime.sampling.grammar import Grammar
 from oracle import with_oracle
@@ -54,7 +54,7 @@ def base(request: pytest.FixtureRequest, tiny_engine: Path, tiny_int8: Path) -> 
     return Engine.open(tiny_engine if request.param == "fp32" else tiny_int8)
 
 
-def same(found: Result, expected: Result) -> bool:
+def same(found: GenerationResult, expected: GenerationResult) -> bool:
     return (found.tokens, found.text, found.finish_reason, found.logprobs) == (
         expected.tokens, expected.text, expected.finish_reason, expected.logprobs,
     )  # fmt: skip

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jakiro_runtime import Engine, Result, Session
+from jakiro_runtime import Engine, GenerationResult, Session
 
 
-def run(session: Session, prompt: list[int] | str, most: int = 40, **options: object) -> Result:
-    result = Result()
+def run(session: Session, prompt: list[int] | str, most: int = 40, **options: object) -> GenerationResult:
+    result = GenerationResult()
     for event in session.generate(prompt, most, **options):
         assert event.tokens
         result.add(event)
@@ -14,5 +14,5 @@ def run(session: Session, prompt: list[int] | str, most: int = 40, **options: ob
     return result
 
 
-def plain(engine: Engine, prompt: list[int], most: int = 40, **options: object) -> Result:
+def plain(engine: Engine, prompt: list[int], most: int = 40, **options: object) -> GenerationResult:
     return run(engine.session(speculate=False), prompt, most, **options)

@@ -19,7 +19,7 @@ from jakiro_runtime.backends import Array, Buffers, Opened, Options, built
 from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
-from jakiro_runtime.format.manifest import Manifest, verify
+from jakiro_runtime.format.manifest import Manifest, check_integrity
 
 # by the name of TensorRT's data type; NumPy has no bfloat16, and nothing here computes with one
 _TYPES = {
@@ -38,7 +38,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
         EngineError: there are none, or no GPU, or no library; or the library refuses them
     """
     mine = built.pick(manifest, name)
-    verify(manifest, folder, only=mine.graphs.values())
+    check_integrity(manifest, folder, only=mine.graphs.values())
     trt = built.import_library(name)
     runtime = load_runtime()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jakiro_runtime.backends import Array
-from jakiro_runtime.decoding.ngram import NO_GUESS, Guess, Lookup
-from jakiro_runtime.decoding.node_budget import NodeChoice
-from jakiro_runtime.decoding.runners import DraftCall, TargetCall
+from jakiro_runtime.decoding.ngram import NO_PROPOSAL, NGramProposer, Proposal
+from jakiro_runtime.decoding.node_budget import NodeBudget
+from jakiro_runtime.decoding.runners import DraftRunner, TargetRunner
 from jakiro_runtime.decoding.sequence import Answer
-from jakiro_runtime.decoding.tree import Choose, best_nodes, closed, join, tree_mask, walk
+from jakiro_runtime.decoding.tree import Choose, accept, merge_chain, subtree, top_nodes, tree_mask
 from jakiro_runtime.sampling.sampler import Constraint
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class Decoder:
 
     def __init__(self, engine: Engine, batch: int, speculate: bool, chunk: int, nodes: int | None, lookup: bool) -> None:
         memory = engine.target.memory()
-        self.target = TargetCall(engine.target, engine.manifest, batch, memory)
-        self.draft = DraftCall(engine.draft, engine.manifest, batch, memory) if speculate else None
+        self.target = TargetRunner(engine.target, engine.manifest, batch, memory)
+        self.draft = DraftRunner(engine.draft, engine.manifest, batch, memory) if speculate else None
         self.levels = engine.manifest.draft.levels if speculate else 0
         self._chunk, self._lookup = chunk, lookup and speculate
-        self._lookups: list[Lookup] = []
+        self._lookups: list[NGramProposer] = []
         plan, drafted = engine.manifest.tree, engine.manifest.draft.nodes
         self._most = min(nodes or drafted, drafted)
         self._choice = None
@@ -66,7 +66,7 @@ class Decoder:
             # what is guessed may be worth more rows than a tree has; engines that were built for a GPU take no more
             if self._lookup and engine.backend == "onnxruntime":
                 self._most = max(drafted, _GUESSED)
-            self._choice = NodeChoice(plan, drafted, self._most)
+            self._choice = NodeBudget(plan, drafted, self._most)
         # the numbers of rows that are called: few, since each is bound once. What falls between them is padded
         chosen = range(_ROW_STEP, 1 + self._most, _ROW_STEP) if self._choice is None else [n + 1 for n in self._choice.counts]
         self._sizes = sorted({1, *chosen, 1 + self._most})
@@ -100,7 +100,7 @@ class Decoder:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
         if self._choice:
             self._choice.start()
-        self._lookups = [Lookup(answer.tokens) for answer in answers] if self._lookup else []
+        self._lookups = [NGramProposer(answer.tokens) for answer in answers] if self._lookup else []
         starts = [int(length) for length in self.target.cache.lengths]
         waiting = [answer.tokens[start:] for answer, start in zip(answers, starts, strict=True)]
         if self.draft:
@@ -129,7 +129,7 @@ class Decoder:
         ]
         logits = self._verify(answers, trees)
         walks = [
-            walk(tree.tokens, tree.parents, self._chooser(answer, number, logits))
+            accept(tree.tokens, tree.parents, self._chooser(answer, number, logits))
             for number, (answer, tree) in enumerate(zip(answers, trees, strict=True))
         ]
         for answer, tree, (path, _) in zip(answers, trees, walks, strict=True):
@@ -140,29 +140,29 @@ class Decoder:
         self._accept([path for path, _ in walks])  # where nothing was drafted, the next draft continues from these rows too
         return [chosen for _, chosen in walks]
 
-    def _guesses(self, count: int) -> list[Guess]:
+    def _guesses(self, count: int) -> list[Proposal]:
         """What may come next in each answer, as far as it is worth verifying."""
-        guesses = [lookup.guess(self._most) for lookup in self._lookups] or [NO_GUESS] * count
+        guesses = [lookup.guess(self._most) for lookup in self._lookups] or [NO_PROPOSAL] * count
         if self._choice and guesses[0].tokens:
             guesses = [guesses[0].first(self._choice.count(guesses[0].chances, self.target.cache.capacity))]
         return guesses
 
-    def _note(self, choice: NodeChoice, tree: _Tree, guess: Guess, chosen: list[int], drafted: bool) -> None:
+    def _note(self, choice: NodeBudget, tree: _Tree, guess: Proposal, chosen: list[int], drafted: bool) -> None:
         """Tell the choice how a round went that verified a tree and chose these tokens."""
         capacity = self.target.cache.capacity
         if drafted:
-            choice.note(tree.drafted, len(chosen) - 1 - guess.right(chosen[:-1]), capacity)
+            choice.observe_acceptance(tree.drafted, len(chosen) - 1 - guess.right(chosen[:-1]), capacity)
         if self._lookup:
-            choice.pace(len(tree.tokens), len(chosen), drafted, capacity)
+            choice.observe_throughput(len(tree.tokens), len(chosen), drafted, capacity)
 
-    def _drafts(self, guesses: Sequence[Guess]) -> bool:
+    def _drafts(self, guesses: Sequence[Proposal]) -> bool:
         """Whether this round drafts: not where guesses cannot be bettered, nor where drafts of late were not worth their time."""
         if self.draft is None:
             return False
         waiting = max(self.draft.features.lengths.tolist())
         if waiting <= _UNDRAFTED and all(guess.settles for guess in guesses):
             return False
-        return self._choice is None or self._choice.drafts()
+        return self._choice is None or self._choice.should_draft()
 
     def _verify(self, answers: Sequence[Answer], trees: Sequence[_Tree]) -> bool:
         """Pass roots and trees through the target; whether it gave logits."""
@@ -199,7 +199,7 @@ class Decoder:
         self.draft.features.lengths[:] = 0
         return [_Draft(*tree, scores[number]) for number, tree in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True))]
 
-    def _tree(self, draft: _Draft | None, guess: Guess, constraint: Constraint | None) -> _Tree:
+    def _tree(self, draft: _Draft | None, guess: Proposal, constraint: Constraint | None) -> _Tree:
         """What is worth verifying of a drafted tree and a guess: the best nodes, and of these what the constraint allows."""
         tokens, parents = (draft.tokens, draft.parents) if draft else ([], [])
         drafted = len(tokens)
@@ -209,23 +209,23 @@ class Decoder:
         if constraint is not None:
             kept = _allowed(tokens, parents, kept, constraint)
         if len(kept) < len(tokens):
-            tokens, parents = closed(tokens, parents, kept)
+            tokens, parents = subtree(tokens, parents, kept)
         return _Tree(tokens, parents, bisect_left(kept, drafted))
 
-    def _best(self, tokens: list[int], parents: list[int], chances: list[float], guess: Guess) -> Sequence[int]:
+    def _best(self, tokens: list[int], parents: list[int], chances: list[float], guess: Proposal) -> Sequence[int]:
         """The nodes to verify of a tree, once a guess has joined it."""
-        join(tokens, parents, chances, *guess)
+        merge_chain(tokens, parents, chances, *guess)
         count = self._most
         if self._choice:
             count = self._choice.count(sorted(chances, reverse=True), self.target.cache.capacity)
-        return best_nodes(chances, parents, count)
+        return top_nodes(chances, parents, count)
 
     def _chances(self, draft: _Draft | None) -> list[float]:
         """How likely each drafted node is accepted: as --tree auto has counted, or else what the head says."""
         if draft is None:
             return []
         scores = np.asarray(draft.scores)
-        return self._choice.chances(scores) if self._choice else [math.exp(score) for score in scores.tolist()]
+        return self._choice.acceptance_probs(scores) if self._choice else [math.exp(score) for score in scores.tolist()]
 
     @staticmethod
     def _needs_logits(answers: Sequence[Answer]) -> bool:

@@ -24,7 +24,7 @@ def bucket(slots: int) -> int:
     return capacity
 
 
-class RowStore:
+class SequenceBuffer:
     """Rows of every sequence, appended behind those it has: arrays [layers, batch, heads, capacity, width], one for each type.
 
     arrays: the rows; slots from a sequence's length on hold anything
@@ -79,7 +79,7 @@ class RowStore:
         self.arrays, self.lengths = arrays, self.lengths[np.asarray(sequences)]
 
 
-class KVCache(RowStore):
+class KVCache(SequenceBuffer):
     """Keys and values of every layer for a batch of sequences.
 
     names: the graph's inputs, one (key, value) pair a layer

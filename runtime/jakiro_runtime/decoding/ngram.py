@@ -18,15 +18,15 @@ _PRIOR = (0.0, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8)
 _WEIGHT = 4.0  # the prior counts for so many tries
 
 
-class Guess(NamedTuple):
+class Proposal(NamedTuple):
     """A chain of tokens that may come next, and of each the chance that it and all before it do; both empty for none."""
 
     tokens: list[int]
     chances: list[float]
 
-    def first(self, count: int) -> Guess:
+    def first(self, count: int) -> Proposal:
         """Its first so many tokens."""
-        return Guess(self.tokens[:count], self.chances[:count])
+        return Proposal(self.tokens[:count], self.chances[:count])
 
     @property
     def settles(self) -> bool:
@@ -51,10 +51,10 @@ class Guess(NamedTuple):
         return right
 
 
-NO_GUESS = Guess([], [])
+NO_PROPOSAL = Proposal([], [])
 
 
-class Lookup:
+class NGramProposer:
     """The guesses of one answer. Depends on its tokens, and on which of them were guessed together, alone.
 
     Args:
@@ -67,10 +67,10 @@ class Lookup:
         # for each length: which place follows a run of so many tokens, where it stood last
         self._behind: dict[int, dict[tuple[int, ...], int]] = {length: {} for length in _LENGTHS}
         self._tries, self._hits = [_WEIGHT] * (_LONGEST + 1), [_WEIGHT * chance for chance in _PRIOR]
-        self._guess, self._matched = NO_GUESS, 0
+        self._guess, self._matched = NO_PROPOSAL, 0
         self._index()
 
-    def guess(self, most: int) -> Guess:
+    def guess(self, most: int) -> Proposal:
         """What may come next: `most` tokens behind the longest match, or none.
 
         Where the text ends in the middle of what it repeats, the chain goes round: the text may be a loop.
@@ -87,10 +87,10 @@ class Lookup:
                     chain += tokens[start : start + most - len(chain)]
                 links = [hits / tries for hits, tries in zip(self._hits[length:], self._tries[length:], strict=True)]
                 links += [links[-1]] * (most - len(links))  # longer matches count as the longest
-                self._guess = Guess(chain, list(accumulate(links[:most], mul)))
+                self._guess = Proposal(chain, list(accumulate(links[:most], mul)))
                 return self._guess
-        self._guess = NO_GUESS
-        return NO_GUESS
+        self._guess = NO_PROPOSAL
+        return NO_PROPOSAL
 
     def _count(self) -> None:
         """Count how the last guess fared: up to the first token that was another one, since behind that nothing was tried."""

@@ -19,7 +19,7 @@ _WINDOW = 32  # rounds over which the worth of drafting is averaged
 _LONGEST_PAUSE = 4  # rounds without a draft before another one is tried; they are drafted behind in one call
 
 
-class NodeChoice:
+class NodeBudget:
     """The choice for one sequence.
 
     Args:
@@ -46,14 +46,14 @@ class NodeChoice:
         self._worth = self._rate * self._plan.milliseconds(2, min(self._plan.capacities)) - 1
         self._pause = self._paused = 0
 
-    def drafts(self) -> bool:
+    def should_draft(self) -> bool:
         """Whether the next round drafts. Where drafts of late were not worth their time, some rounds go without."""
         if self._paused < self._pause:
             self._paused += 1
             return False
         return True
 
-    def chances(self, scores: np.ndarray) -> list[float]:
+    def acceptance_probs(self, scores: np.ndarray) -> list[float]:
         """How likely the target accepts drafted nodes, by their cumulative log-probabilities under the head; [nodes] both.
 
         Where the plan has one chance for several log-probabilities, the head's order decides.
@@ -72,7 +72,7 @@ class NodeChoice:
         worth = [gains[count] - price for count, price in zip(self.counts, prices, strict=True) if count < len(gains)]
         return self.counts[worth.index(max(worth))]
 
-    def note(self, nodes: int, accepted: int, capacity: int) -> None:
+    def observe_acceptance(self, nodes: int, accepted: int, capacity: int) -> None:
         """A round that drafted has verified so many nodes and accepted so many of them.
 
         Only what the draft brought is to be told: not nodes that are looked up, since these come without it.
@@ -82,7 +82,7 @@ class NodeChoice:
         self._paused = 0
         self._pause = 0 if self._worth >= 0 else min(_LONGEST_PAUSE, 2 * self._pause or 1)
 
-    def pace(self, nodes: int, gained: int, drafted: bool, capacity: int) -> None:
+    def observe_throughput(self, nodes: int, gained: int, drafted: bool, capacity: int) -> None:
         """A round has verified so many nodes and gained so many tokens: the average rate follows this answer.
 
         For answers that are guessed at, too: the plan knows the head alone, and an answer that repeats itself is much faster.

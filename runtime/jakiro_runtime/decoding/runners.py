@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from jakiro_runtime.backends import Array, Binding, Graph, Memory
-from jakiro_runtime.decoding.kv_cache import KVCache, RowStore
+from jakiro_runtime.decoding.kv_cache import KVCache, SequenceBuffer
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
 
 _KEPT = 24  # bound shapes kept for re-use, those used last
 
 
-class _Shaped:
+class BoundShape:
     """A binding for one shape, and the arrays it reads and writes.
 
     inputs: what is filled before a call, on the host
@@ -41,7 +41,7 @@ class _Shaped:
         return time.perf_counter() - started
 
 
-class TargetCall:
+class TargetRunner:
     """The target over some rows of every sequence: prompt chunks, or roots and their trees.
 
     One row alone takes other matrix kernels than several do, so calls are padded to two rows: a row's result is then the same
@@ -58,10 +58,10 @@ class TargetCall:
         self.cache = KVCache(names, model.num_kv_heads, model.head_dim, dtypes, batch, self._memory)
         self._graph, self._model = graph, model
         self.seconds = 0.0
-        self._shaped: dict[tuple[int, int, bool], _Shaped] = {}
-        self._current: _Shaped | None = None
+        self._shaped: dict[tuple[int, int, bool], BoundShape] = {}
+        self._current: BoundShape | None = None
 
-    def _shape(self, rows: int, selected: int, logits: bool) -> _Shaped:
+    def _shape(self, rows: int, selected: int, logits: bool) -> BoundShape:
         key = (rows, selected, logits)
         if key in self._shaped:
             self._shaped[key] = self._shaped.pop(key)  # the last one used comes last
@@ -81,7 +81,7 @@ class TargetCall:
             if logits:
                 outputs["logits"] = memory.zeros((batch, selected, model.vocab_size), self._graph.outputs["logits"])
             features = memory.zeros((1, batch, 1, rows, model.hidden_size), self._graph.outputs["hidden_states"])
-            self._shaped[key] = _Shaped(self._graph, self.cache, inputs, outputs, features, False)
+            self._shaped[key] = BoundShape(self._graph, self.cache, inputs, outputs, features, False)
         return self._shaped[key]
 
     def run(
@@ -147,7 +147,7 @@ class TargetCall:
         self._current = None
 
 
-class DraftCall:
+class DraftRunner:
     """The drafting phase over the rows that were just accepted.
 
     features: the target's, of accepted rows that nothing was drafted behind yet; they never leave the backend's memory
@@ -159,12 +159,12 @@ class DraftCall:
         self._memory = memory or graph.memory()
         dtypes = (graph.inputs["past_key"], graph.inputs["past_value"])
         self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch, self._memory)
-        self.features = RowStore(self._memory, 1, batch, 1, hidden, [graph.inputs["hidden_states"]])
+        self.features = SequenceBuffer(self._memory, 1, batch, 1, hidden, [graph.inputs["hidden_states"]])
         self._graph, self._draft = graph, draft
         self.seconds = 0.0
-        self._shaped: dict[int, _Shaped] = {}
+        self._shaped: dict[int, BoundShape] = {}
 
-    def _shape(self, rows: int) -> _Shaped:
+    def _shape(self, rows: int) -> BoundShape:
         if rows not in self._shaped:
             nodes, batch, memory = self._draft.nodes, len(self.cache.lengths), self._memory
             integers, features = np.dtype(np.int64), self.features.arrays[0]
@@ -180,7 +180,7 @@ class DraftCall:
                 "tree_scores": memory.zeros((batch, nodes), self._graph.outputs["tree_scores"]),
             }
             hidden = memory.zeros((1, batch, 1, rows, features.shape[-1]), features.dtype)
-            self._shaped[rows] = _Shaped(self._graph, self.cache, inputs, outputs, hidden, True)
+            self._shaped[rows] = BoundShape(self._graph, self.cache, inputs, outputs, hidden, True)
         return self._shaped[rows]
 
     def accept(self, features: Array, rows: Sequence[Sequence[int]]) -> None:

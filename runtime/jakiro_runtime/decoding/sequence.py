@@ -14,7 +14,7 @@ from jakiro_runtime.text.stream import TextStream
 
 
 @dataclass
-class Event:
+class GenerationChunk:
     """Something new: the tokens and text of one round. The last event of an answer says why it ended.
 
     finish_reason: "eos"; "stop" (a stop string, which the text does not hold); "length" (max_new_tokens); "context" (the
@@ -29,8 +29,8 @@ class Event:
 
 
 @dataclass
-class Result:
-    """A whole answer; fields as in `Event`."""
+class GenerationResult:
+    """A whole answer; fields as in `GenerationChunk`."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -38,7 +38,7 @@ class Result:
     logprobs: list[TokenLogprob] | None = None
     stats: Stats = field(default_factory=Stats)
 
-    def add(self, event: Event) -> None:
+    def add(self, event: GenerationChunk) -> None:
         """Append what one event brought."""
         self.tokens += event.tokens
         self.text += event.text
@@ -82,7 +82,7 @@ class Answer:
             return best
         return self.sampler.choose(best, logits, self.tokens + path, self.stats.new_tokens + len(path))
 
-    def take(self, chosen: Sequence[int]) -> Event:
+    def take(self, chosen: Sequence[int]) -> GenerationChunk:
         """Append the tokens of a round, up to the one that ends the answer."""
         taken: list[int] = []
         text, stats = "", self.stats
@@ -108,4 +108,4 @@ class Answer:
         logprobs = None
         if self.sampler.settings.logprobs is not None:
             logprobs, self.sampler.logprobs = self.sampler.logprobs[: len(taken)], []
-        return Event(taken, text, self.finish_reason, logprobs)
+        return GenerationChunk(taken, text, self.finish_reason, logprobs)

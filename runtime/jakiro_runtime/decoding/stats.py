@@ -15,7 +15,7 @@ class Stats:
     verified: tree nodes that the target verified, over all rounds
     looked_up: accepted tokens that the head had not drafted: the text was looked up for them
     accepted: how many rounds accepted at least n tree tokens, for n = 1, 2, ...
-    host: everything outside the two graph calls, after the prompt: masks, walk, commit, detokenising
+    host: everything outside the two graph calls, after the prompt: masks, accept, commit, detokenising
     """
 
     prompt_tokens: int = 0

@@ -42,7 +42,7 @@ def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]
     return np.frombuffer(b"".join(seen), bool).reshape(rows, rows), depths
 
 
-def walk(tokens: Sequence[int], parents: Sequence[int], choose: Choose) -> tuple[list[int], list[int]]:
+def accept(tokens: Sequence[int], parents: Sequence[int], choose: Choose) -> tuple[list[int], list[int]]:
     """Follow the target's choices down the tree for as long as they are in it.
 
     This is exact for any target distribution: the tree is a set of tokens and takes no part in the draw.
@@ -63,7 +63,9 @@ def walk(tokens: Sequence[int], parents: Sequence[int], choose: Choose) -> tuple
     return rows, chosen
 
 
-def join(tokens: list[int], parents: list[int], chances: list[float], chain: Sequence[int], likely: Sequence[float]) -> None:
+def merge_chain(
+    tokens: list[int], parents: list[int], chances: list[float], chain: Sequence[int], likely: Sequence[float]
+) -> None:
     """Put a chain of tokens behind the root into a tree: tokens that the tree has there are its nodes, others come last.
 
     A node of both has the larger chance, so that a child's chance is never above its parent's where neither has such.
@@ -85,7 +87,7 @@ def join(tokens: list[int], parents: list[int], chances: list[float], chain: Seq
         above = row
 
 
-def best_nodes(ranks: Sequence[float], parents: Sequence[int], count: int) -> list[int]:
+def top_nodes(ranks: Sequence[float], parents: Sequence[int], count: int) -> list[int]:
     """The `count` best nodes of a tree, in their order, closed under parents.
 
     A child's rank is never above its parent's, so the best nodes hold their own ancestors; equal ranks go to the lower number.
@@ -105,7 +107,7 @@ def best_nodes(ranks: Sequence[float], parents: Sequence[int], count: int) -> li
     return kept if len(rows) > len(kept) else [node for node in kept if node + 1 in rows]
 
 
-def closed(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int]) -> tuple[list[int], list[int]]:
+def subtree(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int]) -> tuple[list[int], list[int]]:
     """The tree of some nodes, renumbered: tokens and parents [kept]. `kept` is ascending and closed under parents."""
     row = {0: 0}
     for place, node in enumerate(kept, 1):

@@ -98,7 +98,7 @@ class TreePlan:
         """The cache capacities that were measured, ascending."""
         return sorted(map(int, self.target_ms))
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The choice, the expectation and the result in words."""
         shape, figures, result, others = self.shape, self.expected, self.result, self.measured.get("others")
         words = (
@@ -263,7 +263,7 @@ def record(path: str | os.PathLike[str], progress: Progress = lambda name, count
     return FileRecord(size, digest.hexdigest())
 
 
-def verify(
+def check_integrity(
     manifest: Manifest,
     directory: str | os.PathLike[str],
     full: bool = False,

@@ -11,7 +11,7 @@ import torch
 from answers import run
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
-from jakiro_runtime import Engine, Result, Sampling
+from jakiro_runtime import Engine, GenerationResult, Sampling
 from jakiro_runtime.sampling.grammar import Grammar
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ PERSON = {
 
 
 @pytest.fixture(scope="module")
-def plain(smollm2: Engine, chats: list[list[int]]) -> list[Result]:
+def plain(smollm2: Engine, chats: list[list[int]]) -> list[GenerationResult]:
     return [run(smollm2.session(speculate=False), prompt, 64) for prompt in chats]
 
 
@@ -43,7 +43,7 @@ def test_the_export_says_what_it_found_and_checked(exported: tuple[Path, str]) -
     assert all(check["passed"] and check["value"] <= check["tolerance"] for check in manifest["checks"])
 
 
-def test_speculation_changes_nothing_and_pays(smollm2: Engine, chats: list[list[int]], plain: list[Result]) -> None:
+def test_speculation_changes_nothing_and_pays(smollm2: Engine, chats: list[list[int]], plain: list[GenerationResult]) -> None:
     rounds = tokens = 0
     for prompt, expected in zip(chats, plain, strict=True):
         found = run(smollm2.session(chunk=37), prompt, 64)
@@ -53,7 +53,7 @@ def test_speculation_changes_nothing_and_pays(smollm2: Engine, chats: list[list[
     assert tokens / rounds > 1.9, "the shipped head is not what it was"
 
 
-def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], plain: list[Result]) -> None:
+def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], plain: list[GenerationResult]) -> None:
     model = load_target(locate("smollm2-135m", "target"), "smollm2-135m").model()
     for prompt, ours in zip(chats, plain, strict=True):
         theirs = model.generate(  # type: ignore[operator]

@@ -24,7 +24,7 @@ from jakiro_bench.prompts import Prompt, read_prompts
 from jakiro_bench.recording import Drawn, Ranks, Watch
 from jakiro_bench.report import HEAD_ALONE, PLAIN, SPECULATIVE, report
 from jakiro_bench.runners import Answer, Ours
-from jakiro_runtime import Engine, EngineError, Event, Session
+from jakiro_runtime import Engine, EngineError, GenerationChunk, Session
 from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.profiling import cost
 from oracle import with_oracle
@@ -136,7 +136,7 @@ def break_speculation(monkeypatch: pytest.MonkeyPatch, broken: Callable[[Session
     """These sessions change the third token of every answer."""
     honest = Session.generate
 
-    def generate(self: Session, *args: Any, **options: Any) -> Iterator[Event]:
+    def generate(self: Session, *args: Any, **options: Any) -> Iterator[GenerationChunk]:
         seen = 0
         for event in honest(self, *args, **options):
             if broken(self) and seen <= 2 < seen + len(event.tokens):

@@ -65,9 +65,9 @@ def test_a_broken_loop_is_noticed(
     monkeypatch: pytest.MonkeyPatch, oracle: Engine, prompts: list[list[int]], answers: list[list[int]], fault: str
 ) -> None:
     if fault == "commits rejected rows":
-        commit = decoder_module.TargetCall.commit
+        commit = decoder_module.TargetRunner.commit
         monkeypatch.setattr(
-            decoder_module.TargetCall, "commit", lambda self, rows: commit(self, [list(range(len(r))) for r in rows])
+            decoder_module.TargetRunner, "commit", lambda self, rows: commit(self, [list(range(len(r))) for r in rows])
         )
     elif fault == "forgets the mask":
         honest = decoder_module.tree_mask

@@ -22,7 +22,7 @@ from jakiro_export.errors import ExportError
 from jakiro_export.tensorrt import building, graphs, memory
 from jakiro_export.tensorrt.profiles import Limits, profiles
 from jakiro_export.tensorrt.worker import Job
-from jakiro_runtime.format.manifest import Manifest, verify
+from jakiro_runtime.format.manifest import Manifest, check_integrity
 
 every_gpu = pytest.mark.parametrize("sm", building.AHEAD_OF_TIME)
 
@@ -35,7 +35,7 @@ def build(engine: Path, *arguments: str) -> None:
 def check_record(engine: Path, sm: int) -> None:
     """engine.json lists both engines, and what it lists is there."""
     manifest = Manifest.read(engine)
-    verify(manifest, engine, full=True)
+    check_integrity(manifest, engine, full=True)
     entry = manifest.extra["tensorrt"][f"sm{sm}"]
     assert entry["runtime"] == "tensorrt-rtx"
     assert entry["ahead_of_time"] is True

@@ -173,8 +173,8 @@ def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_h
 def test_a_busy_machine_is_noticed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(make_plan(1.0), shape={"depth": 1, "top_k": 2, "nodes": 3})
     plan.expected.update(tau=2.0, speedup=1.5, nodes_per_round=3.0)
-    assert "quiet" not in replace(plan, measured={"others": 0.02}).sentence()
-    assert "30 %" in replace(plan, measured={"others": 0.3}).sentence()
+    assert "quiet" not in replace(plan, measured={"others": 0.02}).summary()
+    assert "30 %" in replace(plan, measured={"others": 0.3}).summary()
     seconds = iter([(100.0, 50.0, 5.0), (120.0, 66.0, 11.0)])  # of 20 seconds 16 were busy, 6 of them ours
     monkeypatch.setattr(machine, "_processor_seconds", lambda: next(seconds))
     assert machine.Others().share() == 0.5

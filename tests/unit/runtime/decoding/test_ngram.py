@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from answers import plain, run
 from jakiro_runtime import Engine, Sampling
 from jakiro_runtime.decoding import decoder
-from jakiro_runtime.decoding.ngram import _LENGTHS, NO_GUESS, Guess, Lookup
-from jakiro_runtime.decoding.tree import best_nodes, closed, is_tree, join
+from jakiro_runtime.decoding.ngram import _LENGTHS, NO_PROPOSAL, NGramProposer, Proposal
+from jakiro_runtime.decoding.tree import is_tree, merge_chain, subtree, top_nodes
 from oracle import with_oracle
 from plans import make_plan
 
@@ -31,31 +31,31 @@ def searched(text: list[int], most: int) -> list[int]:
 
 @given(TEXTS, st.integers(1, 9))
 def test_the_longest_match_is_found_where_it_stood_last(text: list[int], most: int) -> None:
-    assert Lookup(text).guess(most).tokens == searched(text, most)
+    assert NGramProposer(text).guess(most).tokens == searched(text, most)
 
 
 def test_matches_by_hand() -> None:
-    assert Lookup([1, 2, 3]).guess(4) is NO_GUESS
-    assert Lookup([5, 7, 8, 9, 1, 5]).guess(3).tokens == [7, 8, 9]
-    assert Lookup([5, 7, 1, 5, 8, 2, 5]).guess(2).tokens == [8, 2], "where it stood last"
-    assert Lookup([1, 5, 7, 3, 2, 5, 8, 3, 1, 5]).guess(2).tokens == [7, 3], "rather the longer match than the last one"
-    assert Lookup([9, 1, 2, 3, 1, 2, 3]).guess(7).tokens == [1, 2, 3, 1, 2, 3, 1], "a loop goes round"
-    assert Lookup([4, 4]).guess(3).tokens == [4, 4, 4]
+    assert NGramProposer([1, 2, 3]).guess(4) is NO_PROPOSAL
+    assert NGramProposer([5, 7, 8, 9, 1, 5]).guess(3).tokens == [7, 8, 9]
+    assert NGramProposer([5, 7, 1, 5, 8, 2, 5]).guess(2).tokens == [8, 2], "where it stood last"
+    assert NGramProposer([1, 5, 7, 3, 2, 5, 8, 3, 1, 5]).guess(2).tokens == [7, 3], "rather the longer match than the last one"
+    assert NGramProposer([9, 1, 2, 3, 1, 2, 3]).guess(7).tokens == [1, 2, 3, 1, 2, 3, 1], "a loop goes round"
+    assert NGramProposer([4, 4]).guess(3).tokens == [4, 4, 4]
 
 
 @given(TEXTS, st.lists(st.integers(1, 5), max_size=20))
 def test_an_index_that_grows_is_the_one_that_is_built_at_once(text: list[int], steps: list[int]) -> None:
     grown: list[int] = text[:1]
-    lookup, at = Lookup(grown), 1
+    lookup, at = NGramProposer(grown), 1
     for step in steps:
         grown += text[at : at + step]
         at += step
-        assert lookup.guess(5).tokens == Lookup(grown).guess(5).tokens == searched(grown, 5)
+        assert lookup.guess(5).tokens == NGramProposer(grown).guess(5).tokens == searched(grown, 5)
 
 
 def test_chances_fall_along_a_chain_and_follow_what_came() -> None:
     text = [1, 2, 3, 4, 9, 1, 2]
-    lookup = Lookup(text)
+    lookup = NGramProposer(text)
     before = lookup.guess(4).chances
     assert before == sorted(before, reverse=True)
     assert 0 < before[-1] < before[0] < 1
@@ -69,7 +69,7 @@ def test_chances_fall_along_a_chain_and_follow_what_came() -> None:
 
 def test_a_loop_is_soon_trusted_and_junk_is_not() -> None:
     loop = [1, 2, 3] * 3
-    lookup = Lookup(loop)
+    lookup = NGramProposer(loop)
     for place in range(40):
         guess = lookup.guess(6)
         loop.append(1 + place % 3)
@@ -77,23 +77,23 @@ def test_a_loop_is_soon_trusted_and_junk_is_not() -> None:
     assert guess.settles
     random = np.random.default_rng(0)
     junk = [0]
-    lookup = Lookup(junk)
+    lookup = NGramProposer(junk)
     for _ in range(200):
         guess = lookup.guess(6)
         junk += random.integers(0, 8, 2).tolist()
     assert max(guess.chances) < 0.35
     assert not guess.settles
-    assert not NO_GUESS.settles
+    assert not NO_PROPOSAL.settles
 
 
 def test_a_chain_settles_a_tree_where_nothing_beside_it_is_likelier() -> None:
-    assert Guess([1, 2], [0.9, 0.5]).settles  # at most 0.1 beside the first, 0.4 beside the second
-    assert not Guess([1, 2], [0.9, 0.4]).settles
-    assert not Guess([1], [0.4]).settles
+    assert Proposal([1, 2], [0.9, 0.5]).settles  # at most 0.1 beside the first, 0.4 beside the second
+    assert not Proposal([1, 2], [0.9, 0.4]).settles
+    assert not Proposal([1], [0.4]).settles
 
 
 @st.composite
-def joined(draw: st.DrawFn) -> tuple[list[int], list[int], list[float], Guess]:
+def joined(draw: st.DrawFn) -> tuple[list[int], list[int], list[float], Proposal]:
     """A tree with chances that fall towards its leaves, and a chain that begins with a path of it."""
     size = draw(st.integers(0, 12))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
@@ -107,7 +107,7 @@ def joined(draw: st.DrawFn) -> tuple[list[int], list[int], list[float], Guess]:
         row = int(random.choice(below)) + 1
         chain.append(tokens[row - 1])
     chain += random.integers(0, 5, draw(st.integers(0, 5))).tolist()
-    return tokens, parents, chances, Guess(chain, np.cumprod(random.uniform(0.3, 0.99, len(chain))).tolist())
+    return tokens, parents, chances, Proposal(chain, np.cumprod(random.uniform(0.3, 0.99, len(chain))).tolist())
 
 
 def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[tuple[int, ...]]:
@@ -118,12 +118,12 @@ def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[tuple[int, ...]
 
 
 @given(joined(), st.integers(1, 16))
-def test_a_tree_and_a_chain_become_one_tree(given_: tuple[list[int], list[int], list[float], Guess], count: int) -> None:
+def test_a_tree_and_a_chain_become_one_tree(given_: tuple[list[int], list[int], list[float], Proposal], count: int) -> None:
     tokens, parents, chances, guess = given_
     before = dict(zip(paths(tokens, parents), chances, strict=True))
     ours = {tuple(guess.tokens[: n + 1]): chance for n, chance in enumerate(guess.chances)}
     drafted = len(tokens)
-    join(tokens, parents, chances, *guess)
+    merge_chain(tokens, parents, chances, *guess)
     found = paths(tokens, parents)
     assert is_tree(np.array(parents, np.int64))
     assert found[:drafted] == list(before), "the head's nodes keep their places"
@@ -132,9 +132,9 @@ def test_a_tree_and_a_chain_become_one_tree(given_: tuple[list[int], list[int], 
     for path, chance in zip(found, chances, strict=True):
         assert chance == max(before.get(path, 0), ours.get(path, 0))
         assert len(path) == 1 or chance <= chances[found.index(path[:-1])]
-    kept = best_nodes(chances, parents, count)
+    kept = top_nodes(chances, parents, count)
     assert len(kept) == min(count, len(tokens))
-    assert set(paths(*closed(tokens, parents, kept))) == {found[node] for node in kept}
+    assert set(paths(*subtree(tokens, parents, kept))) == {found[node] for node in kept}
     assert min((chances[node] for node in kept), default=0) >= max(
         (chance for node, chance in enumerate(chances) if node not in kept), default=0
     )
@@ -145,43 +145,43 @@ def test_a_tree_and_a_chain_become_one_tree(given_: tuple[list[int], list[int], 
 SAMPLINGS = [None, Sampling(temperature=0.8, top_p=0.9, seed=5)]
 
 
-class Liar(Lookup):
+class Liar(NGramProposer):
     """Guesses at random, and is sure of it."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         super().__init__(tokens)
         self._random = np.random.default_rng(len(tokens))
 
-    def guess(self, most: int) -> Guess:
-        return Guess(self._random.integers(0, 320, most).tolist(), [0.99 - 0.01 * n for n in range(most)])
+    def guess(self, most: int) -> Proposal:
+        return Proposal(self._random.integers(0, 320, most).tolist(), [0.99 - 0.01 * n for n in range(most)])
 
 
-class Knowing(Lookup):
+class Knowing(NGramProposer):
     """Knows what comes: the rest of a text; with a wrong token here and there."""
 
     truths: list[list[int]] = []  # noqa: RUF012
 
-    def guess(self, most: int) -> Guess:
+    def guess(self, most: int) -> Proposal:
         self._known += 1
         text = next((each for each in self.truths if each[: len(self._tokens)] == list(self._tokens)), [])
         chain = (text[len(self._tokens) :] + [5] * most)[:most]
         if self._known % 3 == 0:
             chain[self._known % most] = 7
-        return Guess(chain, [0.9**n for n in range(1, most + 1)])
+        return Proposal(chain, [0.9**n for n in range(1, most + 1)])
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("kind", [Lookup, Liar, Knowing])
+@pytest.mark.parametrize("kind", [NGramProposer, Liar, Knowing])
 @pytest.mark.parametrize("plan", [None, make_plan()], ids=["all nodes", "chosen nodes"])
 def test_no_guess_changes_an_answer(
     engine: Engine,
     prompts: list[list[int]],
-    kind: type[Lookup],
+    kind: type[NGramProposer],
     sampling: Sampling | None,
     plan: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decoder, "Lookup", kind)
+    monkeypatch.setattr(decoder, "NGramProposer", kind)
     monkeypatch.setattr(engine.manifest, "tree", plan)
     looked_up = skipped = 0
     expected = [plain(engine, prompt, 60, sampling=sampling) for prompt in prompts]
@@ -209,8 +209,8 @@ def test_a_chain_that_goes_wrong_would_be_noticed(
 ) -> None:
     """A control: a loop that believes its guesses gives other answers."""
     expected = [plain(engine, prompt, 20).tokens for prompt in prompts]
-    monkeypatch.setattr(decoder, "Lookup", Liar)
-    monkeypatch.setattr(decoder, "walk", lambda tokens, parents, choose: ([0, 1], [tokens[0], choose(1, [tokens[0]])]))
+    monkeypatch.setattr(decoder, "NGramProposer", Liar)
+    monkeypatch.setattr(decoder, "accept", lambda tokens, parents, choose: ([0, 1], [tokens[0], choose(1, [tokens[0]])]))
     assert [run(engine.session(), prompt, 20).tokens for prompt in prompts] != expected
 
 
@@ -244,6 +244,6 @@ def test_the_same_answer_does_the_same_again_whatever_came_before(engine: Engine
 
 
 def test_plain_decoding_looks_nothing_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "Lookup", None)
+    monkeypatch.setattr(decoder, "NGramProposer", None)
     assert plain(engine, [30, 40, 30], 20).stats.looked_up == 0
     assert run(engine.session(lookup=False), [30, 40, 30], 20).tokens == plain(engine, [30, 40, 30], 20).tokens

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from answers import plain, run
 from jakiro_runtime import Engine, EngineError, Sampling
 from jakiro_runtime.decoding import decoder
-from jakiro_runtime.decoding.node_budget import NodeChoice
+from jakiro_runtime.decoding.node_budget import NodeBudget
 from jakiro_runtime.format.manifest import Manifest, TreePlan
 from oracle import with_oracle
 from plans import make_plan
@@ -22,22 +22,24 @@ from plans import make_plan
 @given(st.lists(st.floats(-9, 0), min_size=12, max_size=12), st.sampled_from([256, 512, 1024, 4096]))
 def test_the_count_is_the_one_that_gains_most(scores: list[float], capacity: int) -> None:
     plan, best_first = make_plan(log_probs=[-8.0, 0.0], acceptance=[0.1, 0.9]), np.sort(scores)[::-1]
-    choice = NodeChoice(plan, 12, 12)
+    choice = NodeBudget(plan, 12, 12)
     assert choice.counts == [0, 2, 3, 5, 7, 11, 12]
     chances = 0.1 * np.maximum(best_first, -8) + 0.9
 
     def gain(count: int) -> float:
         return float(chances[:count].sum()) - 0.150 * plan.milliseconds(max(2, count + 1), capacity)
 
-    assert gain(choice.count(choice.chances(best_first), capacity)) == pytest.approx(max(map(gain, choice.counts)), abs=1e-6)
+    assert gain(choice.count(choice.acceptance_probs(best_first), capacity)) == pytest.approx(
+        max(map(gain, choice.counts)), abs=1e-6
+    )
 
 
 def test_good_trees_are_verified_whole_and_hopeless_ones_not_at_all() -> None:
-    choice = NodeChoice(make_plan(), 12, 12)
-    assert choice.count(choice.chances(np.full(12, -0.01)), 256) == 12
-    assert choice.count(choice.chances(np.full(12, -7.0)), 256) == 0
+    choice = NodeBudget(make_plan(), 12, 12)
+    assert choice.count(choice.acceptance_probs(np.full(12, -0.01)), 256) == 12
+    assert choice.count(choice.acceptance_probs(np.full(12, -7.0)), 256) == 0
     # rows cost more behind a longer context, so fewer of them are worth it
-    fair = choice.chances(np.log(np.geomspace(0.6, 0.05, 12)))
+    fair = choice.acceptance_probs(np.log(np.geomspace(0.6, 0.05, 12)))
     assert 0 < choice.count(fair, 4096) < choice.count(fair, 256) < 12
 
 
@@ -51,13 +53,13 @@ def test_costs_are_linear_between_and_beyond_what_was_measured() -> None:
 
 
 def test_drafts_that_bring_nothing_are_left_out_for_a_while() -> None:
-    choice = NodeChoice(make_plan(), 12, 12)
+    choice = NodeBudget(make_plan(), 12, 12)
 
     def drafted(accepted: int, rounds: int) -> int:
         count = 0
         for _ in range(rounds):
-            if choice.drafts():
-                choice.note(3, accepted, 256)
+            if choice.should_draft():
+                choice.observe_acceptance(3, accepted, 256)
                 count += 1
         return count
 
@@ -68,7 +70,7 @@ def test_drafts_that_bring_nothing_are_left_out_for_a_while() -> None:
     assert drafted(3, 20) == 20
     drafted(0, 200)
     choice.start()  # a new answer
-    assert choice.drafts()
+    assert choice.should_draft()
 
 
 def planned(engine: Engine, plan: TreePlan | None) -> Engine:
@@ -157,11 +159,11 @@ def test_a_plan_survives_engine_json(tiny_engine: Path) -> None:
 
 
 def test_an_answer_that_goes_fast_makes_rows_dearer() -> None:
-    choice, chances = NodeChoice(make_plan(), 12, 15), [0.3] * 15
+    choice, chances = NodeBudget(make_plan(), 12, 15), [0.3] * 15
     assert choice.counts[-1] == 15
     assert choice.count(chances, 256) == 15  # 0.3 tokens for 0.5 ms, at 0.15 tokens a ms
     for _ in range(100):
-        choice.pace(15, 12, False, 256)
+        choice.observe_throughput(15, 12, False, 256)
     assert choice.count(chances, 256) == 2  # at 0.66 tokens a ms; two nodes are one row more than the two that are never saved
     choice.start()
     assert choice.count(chances, 256) == 15

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jakiro_runtime.decoding.kv_cache import KVCache, bucket
-from jakiro_runtime.decoding.tree import best_nodes, closed, is_tree, tree_mask, walk
+from jakiro_runtime.decoding.tree import accept, is_tree, subtree, top_nodes, tree_mask
 
 
 @st.composite
@@ -52,7 +52,7 @@ def test_the_walk_follows_the_target_and_stops_where_the_tree_does(tree: tuple[n
         said[row] = random.choice([*children, 99])
         return said[row]
 
-    rows, chosen = walk(tokens.tolist(), parents.tolist(), choose)
+    rows, chosen = accept(tokens.tolist(), parents.tolist(), choose)
     assert [said[row] for row in rows] == chosen
     assert rows[0] == 0
     for above, row, token in zip(rows, rows[1:], chosen, strict=False):
@@ -67,9 +67,9 @@ def test_the_best_nodes_are_a_tree(tree: tuple[np.ndarray, np.ndarray], count: i
     scores = np.zeros(len(tokens))
     for node, parent in enumerate(parents):
         scores[node] = (scores[parent - 1] if parent else 0) - steps[node]
-    kept = best_nodes(scores.tolist(), parents.tolist(), count)
+    kept = top_nodes(scores.tolist(), parents.tolist(), count)
     assert len(kept) == min(count, len(tokens))
-    smaller_tokens, smaller_parents = map(np.array, closed(tokens.tolist(), parents.tolist(), kept))
+    smaller_tokens, smaller_parents = map(np.array, subtree(tokens.tolist(), parents.tolist(), kept))
     assert is_tree(smaller_parents)
     if len(kept) < len(tokens):
         assert min(scores[kept]) >= max(np.delete(scores, kept))

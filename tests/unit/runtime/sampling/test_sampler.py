@@ -22,7 +22,7 @@ from transformers import (
 
 from answers import plain, run
 from jakiro_runtime import Engine, Sampling, UsageError
-from jakiro_runtime.decoding.tree import walk
+from jakiro_runtime.decoding.tree import accept
 from jakiro_runtime.sampling.sampler import Sampler, invert, philox, uniform, warp
 from oracle import with_oracle
 from variety import VARIETY
@@ -172,7 +172,7 @@ def speculate(draw, rng: np.random.Generator) -> tuple[int, ...]:
         nodes = int(rng.integers(0, 6))
         parents = np.array([rng.integers(0, node + 1) for node in range(nodes)], np.int64)
         tokens = rng.integers(0, WORDS, nodes)
-        _, chosen = walk(tokens, parents, lambda row, path, before=tuple(out): draw([*before, *path]))
+        _, chosen = accept(tokens, parents, lambda row, path, before=tuple(out): draw([*before, *path]))
         out += chosen
     return tuple(out[:LENGTH])
 
