@@ -29,8 +29,11 @@ from jakiro_export.tree_search.search import Given, choose
 from jakiro_export.tree_search.trees import Phase, torch_phase
 from jakiro_export.verification.verify import Check, check_target, check_text, load_draft
 from jakiro_runtime.backends.onnxruntime import open_graph
+from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.engine import Engine
-from jakiro_runtime.format.manifest import Draft, Manifest, Model, TreePlan, record
+from jakiro_runtime.format.integrity import record
+from jakiro_runtime.format.manifest import Draft, Manifest, Model
+from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling import machine
 from jakiro_runtime.text.chat import ChatTemplate
 
@@ -262,7 +265,8 @@ def _choose_tree(
             save(draft_graph(head, target, of(shape).graphs, metadata), folder / "draft.onnx", files)
             written = shape
         draft = replace(manifest.draft, depth=shape.depth, top_k=shape.top_k, nodes=shape.nodes)
-        return Engine(replace(manifest, draft=draft), opened, open_graph(folder / "draft.onnx"), tokenizer, template)
+        eos = frozenset(manifest.model.eos_token_ids)
+        return Engine(Bundle(replace(manifest, draft=draft), opened, open_graph(folder / "draft.onnx"), tokenizer, template, eos))
 
     def eager(shape: TreeShape) -> Phase:
         sizes = (head.config.kv_heads, head.config.head_dim, shape.depth + 1)

@@ -86,7 +86,8 @@ def _run(
     from jakiro_export.errors import UsageError
     from jakiro_export.tensorrt.building import Settings
     from jakiro_export.tensorrt.profiles import Limits
-    from jakiro_runtime.format.manifest import Manifest, check_integrity
+    from jakiro_runtime.format.integrity import check_integrity
+    from jakiro_runtime.format.manifest import Manifest
 
     if ahead_of_time is not None and (sm is not None or plugin is not None):
         other = "--sm" if sm is not None else "--plugin"

@@ -23,7 +23,8 @@ from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.tensorrt import graphs, memory, versions
 from jakiro_export.tensorrt.profiles import Limits, Profile, profiles
 from jakiro_export.tensorrt.worker import Job
-from jakiro_runtime.format.manifest import FileRecord, Manifest, record
+from jakiro_runtime.format.integrity import record
+from jakiro_runtime.format.manifest import FileRecord, Manifest
 
 AHEAD_OF_TIME = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability of 1.7.1
 _ON_DEVICE = {87: "Jetson Orin", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor"}

@@ -15,10 +15,11 @@ from jakiro_export.heads.jakiro import TreeShape
 from jakiro_export.tree_search import simulate
 from jakiro_export.tree_search.texts import Text, answers
 from jakiro_export.tree_search.trees import Grown, Phase, engine_phase, grow
-from jakiro_runtime.decoding.runners import DraftRunner, TargetRunner
+from jakiro_runtime.decoding.draft_runner import DraftRunner
 from jakiro_runtime.decoding.stats import Stats
+from jakiro_runtime.decoding.target_runner import TargetRunner
 from jakiro_runtime.engine import Engine
-from jakiro_runtime.format.manifest import TreePlan
+from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling import machine
 from jakiro_runtime.profiling.cost import cost_by_rows
 
@@ -79,13 +80,13 @@ def draft_cost(engine: Engine, repeats: int = 21) -> float:
     A target pass goes before each: in a round it has just put its own weights where the draft's were, in every cache.
     """
     draft, one = engine.manifest.draft, np.ones((1, 2), np.int64)
-    call, target = DraftRunner(engine.draft, engine.manifest), TargetRunner(engine.target, engine.manifest)
+    call, target = DraftRunner(engine.bundle.draft, engine.manifest), TargetRunner(engine.bundle.target, engine.manifest)
     times = []
     for _ in range(repeats):
-        target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], logits=False)
+        output = target.run(one, np.arange(2)[None], np.tri(2, dtype=bool)[None], logits=False)
         call.cache.truncate(0, 64)
         call.features.lengths[:] = 0
-        call.accept(target.features, [[0, 1]])
+        call.append_features(output.features, [[0, 1]])
         started = time.perf_counter()
         call.run([[5, 6]], [0], draft.levels + 1)
         times.append(1e3 * (time.perf_counter() - started))
@@ -138,7 +139,7 @@ def choose(
         expected=expected(found.plan, found.outcome),
         considered=[each.as_dict() for each in considered],
         shape={"depth": written.depth, "top_k": written.top_k, "nodes": written.nodes},
-        result=reached(Engine(replace(engine.manifest, tree=found.plan), *engine.parts()), texts),
+        result=reached(Engine(engine.bundle.replace(manifest=replace(engine.manifest, tree=found.plan))), texts),
         measured={
             "answers": len(texts),
             "tokens": sum(len(text.tokens) - text.first for text in texts),

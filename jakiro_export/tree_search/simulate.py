@@ -9,7 +9,7 @@ import numpy as np
 
 from jakiro_export.tree_search.trees import Grown
 from jakiro_runtime.decoding.node_budget import NodeBudget
-from jakiro_runtime.format.manifest import TreePlan
+from jakiro_runtime.format.tree_plan import TreePlan
 
 # Where chances are read off: cumulative log-probabilities, and nothing far below what could ever be worth a row
 _LOG_PROBS = np.array([-8.0, -6.0, -5.0, -4.0, -3.2, -2.6, -2.1, -1.7, -1.35, -1.05, -0.8, -0.58, -0.4, -0.25, -0.13, -0.03])

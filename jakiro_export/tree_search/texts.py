@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jakiro_runtime.decoding.runners import TargetRunner
+from jakiro_runtime.decoding.target_runner import TargetRunner
 from jakiro_runtime.engine import Engine
 
 _PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -38,12 +38,12 @@ def answers(engine: Engine, count: int, new_tokens: int) -> list[Text]:
 
 
 def _ids(engine: Engine, line: str) -> list[int]:
-    return engine.encode(line) if engine.template is None else engine.chat_prompt([{"role": "user", "content": line}])
+    return engine.encode(line) if engine.bundle.template is None else engine.chat_prompt([{"role": "user", "content": line}])
 
 
 def _features(engine: Engine, ids: list[int]) -> np.ndarray:
     """The target's features behind each token, [length, hidden], as drafting sees them."""
-    call, rows = TargetRunner(engine.target, engine.manifest), len(ids)
+    call, rows = TargetRunner(engine.bundle.target, engine.manifest), len(ids)
     places, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
-    call.run(np.array(ids)[None], places, mask, logits=False, last=np.array([rows - 1]))
-    return np.asarray(call.features[0, 0, 0, :rows]).copy()
+    output = call.run(np.array(ids)[None], places, mask, logits=False, last=np.array([rows - 1]))
+    return np.asarray(output.features[0, 0, 0, :rows]).copy()

@@ -59,7 +59,7 @@ def torch_phase(module: nn.Module, kv_heads: int, head_dim: int, levels: int) ->
 
 def engine_phase(engine: Engine) -> Phase:
     """The draft phase as the engine runs it."""
-    graph, draft = engine.draft, engine.manifest.draft
+    graph, draft = engine.bundle.draft, engine.manifest.draft
 
     def run(inputs: Arrays) -> Arrays:
         batch, rows = inputs["input_ids"].shape

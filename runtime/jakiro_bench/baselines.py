@@ -97,7 +97,7 @@ class _Peer:
 
     def __init__(self, name: str, path: Path, engine: Engine) -> None:
         self.name, self.path = name, path
-        self._eos, self._context = engine.eos_token_ids, engine.manifest.model.max_context
+        self._eos, self._context = engine.bundle.eos_token_ids, engine.manifest.model.max_context
 
     def answer(self, prompt: Sequence[int], limit: int) -> Answer:
         """As `Contender`. Raises EngineError where the package fails."""

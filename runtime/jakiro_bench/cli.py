@@ -119,13 +119,13 @@ def bench(engine: Engine, prompts: list[Prompt], settings: dict[str, Any]) -> di
     from jakiro_runtime.errors import UsageError
     from jakiro_runtime.profiling import cost, machine
 
-    if engine.template is None and not settings["raw"]:
+    if engine.bundle.template is None and not settings["raw"]:
         raise UsageError("This engine's model has no chat template; give the prompts as they stand, with --raw.")
     load = machine.load_average()
     limit, room = settings["max_new_tokens"], engine.manifest.model.max_context
     described = machine.describe(settings["threads"])
-    watch = Watch(engine.draft)
-    watched = Engine(engine.manifest, engine.target, watch, engine.tokenizer, engine.template)
+    watch = Watch(engine.bundle.draft)
+    watched = Engine(engine.bundle.replace(draft=watch))
     nodes, lookup = settings["nodes"], settings["lookup"]
     head = Ours(HEAD_ALONE if lookup else SPECULATIVE, watched.session(nodes=nodes, lookup=False), watch)
     looking_up = [Ours(SPECULATIVE, engine.session(nodes=nodes))] if lookup else []

@@ -87,8 +87,8 @@ def host_alone(engine: Engine, prompt: Sequence[int], limit: int, nodes: int | N
 
     In a real round the same work takes longer, because the target has swept its weights through every cache.
     """
-    target, draft = _Replay(engine.target), _Replay(engine.draft)
-    replaying = Engine(engine.manifest, target, draft, engine.tokenizer, engine.template)
+    target, draft = _Replay(engine.bundle.target), _Replay(engine.bundle.draft)
+    replaying = Engine(engine.bundle.replace(target=target, draft=draft))
     session, best = replaying.session(nodes=nodes, lookup=lookup), float("inf")
     for repeat in range(repeats + 1):
         session.reset()

@@ -11,7 +11,7 @@ from jakiro_bench.measure import Run, Turn
 from jakiro_bench.metrics import interval, rate, summary
 from jakiro_bench.runners import Answer, Ours
 from jakiro_runtime.decoding.stats import Stats
-from jakiro_runtime.format.manifest import TreePlan
+from jakiro_runtime.format.tree_plan import TreePlan
 
 SPECULATIVE, HEAD_ALONE, PLAIN = "speculative", "head alone", "plain"
 

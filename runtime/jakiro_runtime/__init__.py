@@ -13,7 +13,7 @@ from jakiro_runtime.decoding.sequence import GenerationChunk, GenerationResult
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling.sampler import LogitsProcessor, Sampling, TokenLogprob
+from jakiro_runtime.sampling import LogitsProcessor, Sampling, TokenLogprob
 from jakiro_runtime.session import Session
 
 __all__ = [

@@ -1,22 +1,19 @@
-"""Several prompts at once, in one padded batch through the same graphs; each answer equals its prompt's run alone."""
+"""Batches: several prompts in one padded batch through the same graphs; each answer equals its prompt's run alone."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.decoder import Decoder
-from jakiro_runtime.decoding.sequence import GenerationResult
-from jakiro_runtime.sampling.sampler import Sampling
-
-if TYPE_CHECKING:
-    from jakiro_runtime.engine import Engine
-    from jakiro_runtime.sampling.grammar import Grammar
+from jakiro_runtime.decoding.sequence import GenerationResult, TokenSequence
+from jakiro_runtime.sampling import Sampling
+from jakiro_runtime.sampling.grammar import Grammar
 
 
 def generate(
-    engine: Engine,
+    bundle: Bundle,
     prompts: Sequence[Sequence[int] | str],
     max_new_tokens: int = 512,
     sampling: Sampling | Sequence[Sampling] | None = None,
@@ -40,31 +37,30 @@ def generate(
     Raises:
         UsageError: as `Session.generate`
     """
-    decoder = Decoder(engine, len(prompts), speculate, chunk, nodes, lookup) if prompts else None
-    if decoder is None:
+    if not prompts:
         return []
     each = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
-    answers = [
-        engine.answer(prompt, max_new_tokens, how, stop, grammar, decoder.levels)
-        for prompt, how in zip(prompts, each, strict=True)
+    sequences = [
+        TokenSequence(bundle, prompt, max_new_tokens, how, stop, grammar) for prompt, how in zip(prompts, each, strict=True)
     ]
-    results = [GenerationResult(stats=answer.stats) for answer in answers]
+    decoder = Decoder(bundle, len(prompts), speculate, chunk, nodes, lookup)
+    results = [GenerationResult(stats=sequence.stats) for sequence in sequences]
     started = time.perf_counter()
-    gained = decoder.prefill(answers)
+    gains = decoder.prefill(sequences)
     prefilled = time.perf_counter()
     before = decoder.seconds
-    active = list(range(len(answers)))  # the answer in each row of the batch
+    active = list(range(len(sequences)))  # the sequence in each row of the batch
     while True:
-        for number, chosen in zip(active, gained, strict=True):
-            results[number].add(answers[number].take(chosen))
-            stats = answers[number].stats
+        for number, gain in zip(active, gains, strict=True):
+            results[number].add(sequences[number].take(gain))
+            stats = sequences[number].stats
             stats.prefill = stats.first_token = prefilled - started
             stats.draft, stats.target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
             stats.host = time.perf_counter() - prefilled - stats.draft - stats.target
-        staying = [row for row, number in enumerate(active) if not answers[number].finish_reason]
+        staying = [row for row, number in enumerate(active) if not sequences[number].finish_reason]
         if not staying:
             return results
         if len(staying) < len(active):
-            decoder.keep(staying)
+            decoder.select(staying)
             active = [active[row] for row in staying]
-        gained = decoder.round([answers[number] for number in active])
+        gains = decoder.round([sequences[number] for number in active])

@@ -8,13 +8,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from jakiro_runtime.engine import Engine
-    from jakiro_runtime.session import Session
+from jakiro_runtime.engine import Engine
+from jakiro_runtime.errors import UsageError, cli_errors
+from jakiro_runtime.sampling import Sampling
+from jakiro_runtime.session import Session
 
 BACKENDS = ("auto", "onnxruntime", "cuda", "tensorrt", "tensorrt-rtx")
 
@@ -38,13 +39,17 @@ Examples:
 @click.option("--repetition-penalty", type=float, default=1.0, help="Above 1 discourages tokens that occurred.")
 @click.option("--seed", type=int, default=0, help="The same seed gives the same answer, with speculation or without.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given more than once.")
-@click.option("--min-new-tokens", type=int, default=0, help="No end of sequence before so many tokens.")
+@click.option("--min-new-tokens", type=int, default=0, help="No end of sequence before the answer has N tokens.")
 @click.option("--json-schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None, metavar="FILE",
               help="The answer is JSON of this schema.")  # fmt: skip
 @click.option("--regex", default=None, help="The answer matches this regular expression.")
 @click.option("--grammar", default=None, metavar="LARK", help="The answer follows this grammar (llguidance's Lark).")
 @click.option("--speculation/--no-speculation", default=True, help="Draft and verify trees, or decode with the target alone.")
-@click.option("--lookup/--no-lookup", default=True, help="Trees hold what followed the last tokens where they stood before.")
+@click.option(
+    "--lookup/--no-lookup",
+    default=True,
+    help="Propose n-grams too: what followed the last tokens where they stood before joins the trees.",
+)
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
               help="Verify the best N nodes of every tree.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
@@ -56,7 +61,7 @@ Examples:
               help="libjakiro_plugins.so, for engines built with it and for faster commits. Not run on a GPU.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, show_default="physical cores", help="CPU threads.")
 @click.option("--chunk", type=click.IntRange(2), default=128, help="Tokens of a prompt processed in one call.")
-@click.option("--verify", is_flag=True, help="Read every file again and compare it with its checksum first.")
+@click.option("--check-files", is_flag=True, help="Read every file again and compare it with its checksum first.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
@@ -64,8 +69,6 @@ def main(debug: bool, **settings: Any) -> None:
 
     The answer goes to standard output; everything else goes to standard error. Ctrl-C stops an answer; twice leaves.
     """
-    from jakiro_runtime.errors import cli_errors
-
     try:
         with cli_errors(debug):
             _run(**settings)
@@ -88,31 +91,25 @@ def _run(
     plugin: Path | None,
     threads: int | None,
     chunk: int,
-    verify: bool,
+    check_files: bool,
     stop: tuple[str, ...],
     json_schema: Path | None,
     regex: str | None,
     grammar: str | None,
     **sampling: Any,
 ) -> None:
-    from jakiro_runtime.engine import Engine
-    from jakiro_runtime.errors import UsageError
-    from jakiro_runtime.sampling.sampler import Sampling
-
     piped = prompt is None and not sys.stdin.isatty()
     if piped:
         prompt = sys.stdin.read().strip("\n")
     if prompt is not None and not prompt.strip():
         source = "standard input" if piped else "--prompt"
         raise UsageError(f"The prompt from {source} is empty; give some text to answer.")
-    opened = Engine.open(engine, backend, threads, verify, plugin)
+    opened = Engine.open(engine, backend, threads, check_files, plugin)
     session = opened.session(speculate=speculation, nodes=nodes, chunk=chunk, lookup=lookup)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": Sampling(**sampling), "stop": stop}
     if json_schema or regex is not None or grammar is not None:
-        from jakiro_runtime.sampling.grammar import Grammar
-
         schema = json_schema.read_text(encoding="utf-8") if json_schema else None
-        options["grammar"] = Grammar(opened, json_schema=schema, regex=regex, lark=grammar)
+        options["grammar"] = opened.grammar(json_schema=schema, regex=regex, lark=grammar)
     chat = _Chat(opened, session, system, raw, options, stats)
     if prompt is not None:
         chat.answer(prompt)
@@ -136,9 +133,9 @@ class _Chat:
         ids = self.engine.encode(prompt) if self.raw else self.engine.chat_prompt(messages)
         text, stopped = [], _Stop()
         with stopped:
-            for event in self.session.generate(ids, **self.options):
-                text.append(event.text)
-                sys.stdout.write(event.text)
+            for piece in self.session.generate(ids, **self.options):
+                text.append(piece.text)
+                sys.stdout.write(piece.text)
                 sys.stdout.flush()
                 if stopped.asked:
                     break
@@ -174,7 +171,8 @@ class _Stop:
 def _talk(chat: _Chat, engine: Path) -> None:
     model = chat.engine.manifest.model
     click.echo(
-        f"{model.name} from {engine}, on {chat.engine.backend}. Ctrl-C stops an answer, twice leaves; an empty line is ignored.",
+        f"{model.name} from {engine}, on {chat.engine.bundle.backend}. "
+        "Ctrl-C stops an answer, twice leaves; an empty line is ignored.",
         err=True,
     )
     read = _line_reader()

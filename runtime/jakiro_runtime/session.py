@@ -1,48 +1,46 @@
-"""A conversation with an engine: what it has processed is kept, and re-used by the next prompt that begins the same way."""
+"""Sessions: one conversation each, whose processed tokens the next prompt re-uses where it begins the same way."""
 
 from __future__ import annotations
 
 import os
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.decoder import Decoder
-from jakiro_runtime.decoding.sequence import GenerationChunk
+from jakiro_runtime.decoding.kv_cache import KVCache
+from jakiro_runtime.decoding.sequence import GenerationChunk, TokenSequence
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling.sampler import Sampling
-
-if TYPE_CHECKING:
-    from jakiro_runtime.engine import Engine
-    from jakiro_runtime.sampling.grammar import Grammar
+from jakiro_runtime.format.session_file import SavedSession
+from jakiro_runtime.sampling import Sampling
+from jakiro_runtime.sampling.grammar import Grammar
 
 
 class Session:
     """One conversation: its caches, and the tokens they stand for. Not for several threads at once; open several sessions.
 
     Args:
-        engine: an opened engine
+        bundle: an opened engine's; use `Engine.session`
         speculate: False decodes with the target alone, in the same loop with an empty tree
         chunk: rows of a prompt that are processed in one call
-        nodes: verify only the best so many nodes of every tree, no more than the engine drafts
-        lookup: what followed the last tokens where they stood before, in the prompt or the answer, is verified, too
+        nodes: verify only the best `nodes` of every tree, no more than the engine drafts; None: as many as are worth their rows
+        lookup: n-grams too: what followed the last tokens where they stood before, in the prompt or the answer, joins the trees
 
     tokens: what the caches stand for, and the one token that they do not hold yet
     stats: figures of the last answer
     """
 
     def __init__(
-        self, engine: Engine, speculate: bool = True, chunk: int = 128, nodes: int | None = None, lookup: bool = True
+        self, bundle: Bundle, speculate: bool = True, chunk: int = 128, nodes: int | None = None, lookup: bool = True
     ) -> None:
-        self.engine = engine
+        self.bundle = bundle
         self.stats = Stats()
         self.tokens: list[int] = []
-        self._decoder = Decoder(engine, 1, speculate, chunk, nodes, lookup)
+        self._decoder = Decoder(bundle, 1, speculate, chunk, nodes, lookup)
+        self._answers = 0  # begun so far: an older one that goes on would find the newer one's rows in the caches
 
     def generate(
         self,
@@ -52,73 +50,69 @@ class Session:
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
     ) -> Iterator[GenerationChunk]:
-        """Answer a prompt, an event a round. What the prompt shares with the conversation so far is not processed again.
+        """Answer a prompt, a chunk a round. What the prompt shares with the conversation so far is not processed again.
 
         Leaving the iterator early cancels the answer; the session can go on from there.
 
         Args:
             prompt: token ids, or text as the model sees it (chat templates: `Engine.chat_prompt`)
             max_new_tokens: the most tokens of the answer
-            sampling: how tokens are chosen; greedy by default
+            sampling: how tokens are drawn; greedy by default
             stop: the answer ends where one of these strings appears, and does not hold it
             grammar: what the answer must look like
 
         Raises:
-            UsageError: the prompt is empty, holds a number that is no token, or does not fit the context
+            UsageError: the prompt is empty, holds a number that is no token, or does not fit the context; or the session has
+                begun another answer before this one was finished
         """
         decoder, clock = self._decoder, time.perf_counter
-        answer = self.engine.answer(prompt, max_new_tokens, sampling, stop, grammar, decoder.levels)
-        stats = self.stats = answer.stats
+        sequence = TokenSequence(self.bundle, prompt, max_new_tokens, sampling, stop, grammar)
+        self._answers += 1
+        mine = self._answers
+        stats = self.stats = sequence.stats
         started = clock()
-        stats.reused_tokens = self._reuse(answer.tokens)
+        stats.reused_tokens = self._reusable(sequence.tokens)
         decoder.truncate(0, stats.reused_tokens)
-        self.tokens = answer.tokens
-        chosen = decoder.prefill([answer])[0]
+        self.tokens = sequence.tokens
+        gain = decoder.prefill([sequence])[0]
         stats.prefill = stats.first_token = clock() - started
         resumed, before = clock(), decoder.seconds
         while True:
-            event = answer.take(chosen)
-            if event.finish_reason:  # what was accepted beyond the end is forgotten
-                decoder.truncate(0, len(answer.tokens) - 1)
+            chunk = sequence.take(gain)
+            if chunk.finish_reason:  # what was accepted beyond the end is forgotten
+                decoder.truncate(0, len(sequence.tokens) - 1)
             stats.draft, stats.target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
             stats.host = clock() - resumed - stats.draft - stats.target
             paused = clock()
-            yield event
-            if event.finish_reason:
+            yield chunk
+            if chunk.finish_reason:
                 return
+            if self._answers != mine:
+                raise UsageError("This session has begun another answer; finish one before the next, or open two sessions.")
             resumed += clock() - paused  # the caller's time is not ours
-            chosen = decoder.round([answer])[0]
+            gain = decoder.round([sequence])[0]
 
     def reset(self) -> None:
         """Forget the conversation."""
+        self._answers += 1
         self.tokens = []
         self._decoder.truncate(0, 0)
 
-    def _reuse(self, ids: list[int]) -> int:
+    def _reusable(self, ids: list[int]) -> int:
         """How many tokens of the prompt the caches hold already; the last one is always processed, for its logits."""
-        common = 0
-        for ours, theirs in zip(self.tokens, ids, strict=False):
-            if ours != theirs:
-                break
-            common += 1
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, ids, strict=False)))
         # a draft row needs the token after its own: the last common token's row is made again
-        return max(0, min(common - 1, self._decoder.held(0), len(ids) - 1))
+        return max(0, min(common - 1, self._decoder.cached_length(0), len(ids) - 1))
+
+    def _caches(self) -> dict[str, KVCache]:
+        draft = self._decoder.proposer.draft
+        return {"target": self._decoder.target.cache, **({"draft": draft.cache} if draft else {})}
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the conversation to a file (NumPy's .npz), from which `Engine.restore` continues it."""
-        path = Path(file)
         self._decoder.truncate(0, max(0, len(self.tokens) - 1))
-        arrays = {"tokens": np.array(self.tokens, np.int64), "engine": np.array(self.engine.fingerprint)}
-        for name, call in (("target", self._decoder.target), ("draft", self._decoder.draft)):
-            if call is not None:
-                arrays[f"{name}_keys"], arrays[f"{name}_values"] = call.cache.export()
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as out:
-                np.savez(out, **arrays)  # type: ignore[arg-type]
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        caches = {name: cache.export() for name, cache in self._caches().items()}
+        SavedSession(self.bundle.manifest.fingerprint, self.tokens, caches).write(Path(file))
 
     def load(self, file: str | os.PathLike[str]) -> None:
         """Continue the conversation that `save` wrote.
@@ -127,30 +121,14 @@ class Session:
             UsageError: there is no such file, or another engine wrote it
             EngineError: it is damaged
         """
-        path = Path(file)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in arrays.files}
-        except FileNotFoundError:
-            raise UsageError(f"There is no saved session at {path}.") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise EngineError(f"The saved session {path} is damaged ({error}).") from error
-        if str(found.get("engine")) != self.engine.fingerprint:
-            raise UsageError(f"The session {path} was not saved by this engine; restore it with the engine that wrote it.")
+        manifest = self.bundle.manifest
+        saved = SavedSession.read(Path(file), manifest.fingerprint, manifest.model.vocab_size)
         self.reset()
-        tokens, vocab = found.get("tokens"), self.engine.manifest.model.vocab_size
-        calls = [("target", self._decoder.target), ("draft", self._decoder.draft)]
         try:
-            assert tokens is not None
-            assert tokens.dtype == np.int64
-            assert tokens.ndim == 1
-            assert not len(tokens) or (tokens.min() >= 0 and tokens.max() < vocab)
-            for name, call in calls:
-                # a session saved without speculation has no draft cache: its rows are made again
-                if call is not None and (name == "target" or f"{name}_keys" in found):
-                    assert found[f"{name}_keys"].shape[2] < max(1, len(tokens)) or not len(tokens)
-                    assert call.cache.load(found[f"{name}_keys"], found[f"{name}_values"])
-        except (AssertionError, KeyError) as error:
+            for name, cache in self._caches().items():
+                if name in saved.caches:  # without a draft cache its rows are made again
+                    cache.load(*saved.caches[name])
+        except ValueError as error:
             self.reset()
-            raise EngineError(f"The saved session {path} does not fit this engine; it is damaged.") from error
-        self.tokens = tokens.tolist()
+            raise EngineError(f"The saved session {file} does not fit this engine: {error}; it is damaged.") from error
+        self.tokens = saved.tokens

@@ -18,7 +18,8 @@ from jakiro_export.errors import ExportError
 from jakiro_export.verification import verify
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.errors import UsageError as RuntimeUsageError
-from jakiro_runtime.format.manifest import Manifest, check_integrity
+from jakiro_runtime.format.integrity import check_integrity
+from jakiro_runtime.format.manifest import Manifest
 
 
 def test_the_directory_is_complete_and_checked(tiny_engine: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_damaged_engine(tiny_engine: Path, tmp_path: Path) -> None:
         copy = tmp_path / name
         shutil.copytree(tiny_engine, copy)
         damage(copy)
-        return jakiro_run("-e", str(copy), "-p", "x", "--verify")
+        return jakiro_run("-e", str(copy), "-p", "x", "--check-files")
 
     def newer(copy: Path) -> None:
         manifest = json.loads((copy / "engine.json").read_text())

@@ -16,7 +16,6 @@ from jakiro_export.graphs import GraphOptions, draft_graph
 from jakiro_export.heads.jakiro import TreeShape
 from jakiro_runtime import Engine, GenerationResult, Sampling
 from jakiro_runtime.backends.onnxruntime import open_graph
-from jakiro_runtime.sampling.grammar import Grammar
 from oracle import with_oracle
 from variety import VARIETY
 
@@ -67,8 +66,8 @@ def test_no_tree_changes_an_answer(base: Engine, prompts: list[list[int]], draft
         base.manifest.draft, depth=shape.depth, top_k=shape.top_k, nodes=shape.nodes, draft_vocab=vocab, pairing=shape.pairing
     )
     manifest = replace(base.manifest, draft=draft)
-    engine = Engine(manifest, base.target, open_graph(drafts[name]), base.tokenizer, base.template)
-    grammar = {"sampling": Sampling(temperature=1.2, seed=3), "grammar": Grammar(engine, **FORMS["json"])}
+    engine = Engine(base.bundle.replace(manifest=manifest, draft=open_graph(drafts[name])))
+    grammar = {"sampling": Sampling(temperature=1.2, seed=3), "grammar": engine.grammar(**FORMS["json"])}
     deepest = 0
     for how in (*MODES.values(), grammar):
         for prompt in prompts[4:5]:

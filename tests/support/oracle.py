@@ -65,5 +65,5 @@ class OracleBinding:
 def with_oracle(engine: Engine, truths: Sequence[Sequence[int]], seed: int = 0) -> Engine:
     """The engine with its draft replaced."""
     draft, model = engine.manifest.draft, engine.manifest.model
-    oracle = OracleGraph(engine.draft, truths, draft.levels, model.vocab_size, seed)
-    return Engine(engine.manifest, engine.target, oracle, engine.tokenizer, engine.template)
+    oracle = OracleGraph(engine.bundle.draft, truths, draft.levels, model.vocab_size, seed)
+    return Engine(engine.bundle.replace(draft=oracle))

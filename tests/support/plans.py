@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jakiro_runtime.format.manifest import TreePlan
+from jakiro_runtime.format.tree_plan import TreePlan
 
 
 def make_plan(**changes: object) -> TreePlan:

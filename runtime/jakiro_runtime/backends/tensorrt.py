@@ -19,7 +19,8 @@ from jakiro_runtime.backends import Array, Buffers, Opened, Options, built
 from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
-from jakiro_runtime.format.manifest import Manifest, check_integrity
+from jakiro_runtime.format.integrity import check_integrity
+from jakiro_runtime.format.manifest import Manifest
 
 # by the name of TensorRT's data type; NumPy has no bfloat16, and nothing here computes with one
 _TYPES = {

@@ -1,4 +1,4 @@
-"""The key/value cache of one graph: read in place by the graph, written only at its tail.
+"""Key/value caches: read in place by a graph, written only at their tail.
 
 All layers share two arrays, so that committing the accepted rows of every layer is one call. The capacity grows in buckets, which
 keeps the shapes that a graph meets few. Where the arrays live is the backend's business.
@@ -12,6 +12,7 @@ import numpy as np
 
 from jakiro_runtime.backends import Array, Memory
 from jakiro_runtime.backends.host import HostMemory
+from jakiro_runtime.contract import new_rows_of
 
 FIRST_BUCKET = 256
 
@@ -25,7 +26,7 @@ def bucket(slots: int) -> int:
 
 
 class SequenceBuffer:
-    """Rows of every sequence, appended behind those it has: arrays [layers, batch, heads, capacity, width], one for each type.
+    """Rows of every sequence, appended to those it has: arrays [layers, batch, heads, capacity, width], one for each type.
 
     arrays: the rows; slots from a sequence's length on hold anything
     lengths: how many slots of each sequence are valid, int64 [batch]
@@ -48,10 +49,10 @@ class SequenceBuffer:
         if slots <= self.capacity:
             return False
         self.capacity = bucket(slots)
-        arrays, held = self._empty(len(self.lengths), self.capacity), int(self.lengths.max())
-        if held:
+        arrays, filled = self._empty(len(self.lengths), self.capacity), int(self.lengths.max())
+        if filled:
             for array, before in zip(arrays, self.arrays, strict=True):
-                array[..., :held, :] = before[..., :held, :]
+                array[..., :filled, :] = before[..., :filled, :]
         self.arrays = arrays
         return True
 
@@ -70,7 +71,7 @@ class SequenceBuffer:
         """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
         self.lengths[sequence] = min(int(self.lengths[sequence]), length)
 
-    def keep(self, sequences: Sequence[int]) -> None:
+    def select(self, sequences: Sequence[int]) -> None:
         """Drop every other sequence. The arrays are replaced and must be bound again."""
         arrays = self._empty(len(sequences), self.capacity)
         for array, before in zip(arrays, self.arrays, strict=True):
@@ -117,8 +118,8 @@ class KVCache(SequenceBuffer):
         keys, values = self._empty(len(self.lengths), rows)
         outputs: dict[str, Array] = {}
         for layer, (key, value) in enumerate(self.names):
-            outputs[key.replace("past_", "new_")] = keys[layer]
-            outputs[value.replace("past_", "new_")] = values[layer]
+            outputs[new_rows_of(key)] = keys[layer]
+            outputs[new_rows_of(value)] = values[layer]
         return keys, values, outputs
 
     def commit(self, keys: Array, values: Array, rows: Sequence[Sequence[int]]) -> None:
@@ -130,17 +131,18 @@ class KVCache(SequenceBuffer):
         length = int(self.lengths[0])
         return self.keys[:, 0, :, :length].copy(), self.values[:, 0, :, :length].copy()
 
-    def load(self, keys: np.ndarray, values: np.ndarray) -> bool:
-        """Take the first sequence from what `export` gave. False where shapes or types do not fit."""
-        for array, dtype in zip((keys, values), self._dtypes, strict=True):
-            fits = (self._layers, self._heads, self._width)
-            if array.ndim != 4 or array.dtype != dtype or (*array.shape[:2], array.shape[3]) != fits:
-                return False
-        if keys.shape != values.shape:
-            return False
+    def load(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Take the first sequence from what `export` gave.
+
+        Raises:
+            ValueError: shapes or types do not fit this cache
+        """
+        for name, array, dtype in zip(("keys", "values"), (keys, values), self._dtypes, strict=True):
+            fits = (self._layers, self._heads, keys.shape[2] if keys.ndim == 4 else -1, self._width)
+            if array.dtype != dtype or array.shape != fits:
+                raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, expected {dtype} {list(fits)}")
         length = keys.shape[2]
         self.lengths[0] = 0
         self.reserve(max(1, length))
         self.keys[:, 0, :, :length], self.values[:, 0, :, :length] = keys, values
         self.lengths[0] = length
-        return True

@@ -1,7 +1,7 @@
-"""Guesses from the text itself: what followed the last few tokens where they stood before (prompt lookup; Saxena, 2023).
+"""N-gram proposals: what followed the last few tokens where they stood before in the text (prompt lookup; Saxena, 2023).
 
-They cost a few dictionary look-ups and no graph. A guess that is wrong costs the row that verified it, so each comes with its
-chance, as the draft's nodes do: from how many tokens of the text match, and from how such guesses fared in this answer.
+They cost a few dictionary look-ups and no graph. A wrong one costs the row that verified it, so each comes with its acceptance
+probability, as the draft's nodes do: from how many tokens match, and from how such proposals fared in this answer.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ from typing import NamedTuple
 
 _LENGTHS = (6, 4, 2, 1)  # tokens of a match, longest first
 _LONGEST = _LENGTHS[0]
-# How often what followed a match follows again, by the tokens that match, from 0, before anything was counted
+# How often what followed a match follows again, by the length of the match from 0, before anything was counted
 _PRIOR = (0.0, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8)
-_WEIGHT = 4.0  # the prior counts for so many tries
+_WEIGHT = 4.0  # tries that the prior counts for
 
 
 class Proposal(NamedTuple):
-    """A chain of tokens that may come next, and of each the chance that it and all before it do; both empty for none."""
+    """A chain of tokens that may come next, and of each the probability that it and all before it do; both empty for none."""
 
     tokens: list[int]
-    chances: list[float]
+    acceptance_probs: list[float]
 
     def first(self, count: int) -> Proposal:
-        """Its first so many tokens."""
-        return Proposal(self.tokens[:count], self.chances[:count])
+        """Its first `count` tokens."""
+        return Proposal(self.tokens[:count], self.acceptance_probs[:count])
 
     @property
-    def settles(self) -> bool:
+    def is_unbeatable(self) -> bool:
         """Whether no other tree of as many nodes is better, whatever the head would say.
 
-        A node beside the chain shares the chance of the place with the chain's next node: it has the rest at most.
+        A sibling of one of its nodes shares the position with that node: its probability is the rest at most.
         """
         above = 1.0
-        for chance in self.chances:
-            if above - chance > self.chances[-1]:
+        for prob in self.acceptance_probs:
+            if above - prob > self.acceptance_probs[-1]:
                 return False
-            above = chance
-        return bool(self.chances)
+            above = prob
+        return bool(self.acceptance_probs)
 
-    def right(self, tokens: Sequence[int]) -> int:
+    def matches(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, it has."""
-        right = 0
+        matched = 0
         for ours, token in zip(self.tokens, tokens, strict=False):
             if ours != token:
                 break
-            right += 1
-        return right
+            matched += 1
+        return matched
 
 
 NO_PROPOSAL = Proposal([], [])
 
 
 class NGramProposer:
-    """The guesses of one answer. Depends on its tokens, and on which of them were guessed together, alone.
+    """Proposals for one sequence. They depend on its tokens, and on which of them were proposed together, alone.
 
     Args:
         tokens: prompt and answer; the caller appends to this list, and does nothing else to it
@@ -64,22 +64,22 @@ class NGramProposer:
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
         self._known = 0  # tokens that were indexed
-        # for each length: which place follows a run of so many tokens, where it stood last
-        self._behind: dict[int, dict[tuple[int, ...], int]] = {length: {} for length in _LENGTHS}
-        self._tries, self._hits = [_WEIGHT] * (_LONGEST + 1), [_WEIGHT * chance for chance in _PRIOR]
-        self._guess, self._matched = NO_PROPOSAL, 0
+        # by length: the position after each run of that many tokens, where it stood last
+        self._after: dict[int, dict[tuple[int, ...], int]] = {length: {} for length in _LENGTHS}
+        self._tries, self._hits = [_WEIGHT] * (_LONGEST + 1), [_WEIGHT * prob for prob in _PRIOR]
+        self._last, self._matched = NO_PROPOSAL, 0
         self._index()
 
-    def guess(self, most: int) -> Proposal:
-        """What may come next: `most` tokens behind the longest match, or none.
+    def propose(self, most: int) -> Proposal:
+        """What may come next: the `most` tokens after the longest match, or none.
 
         Where the text ends in the middle of what it repeats, the chain goes round: the text may be a loop.
         """
         self._count()
         self._index()
         tokens, end = self._tokens, len(self._tokens)
-        for length, behind in self._behind.items():
-            start = behind.get(tuple(tokens[-length:])) if length < end else None
+        for length, after in self._after.items():
+            start = after.get(tuple(tokens[-length:])) if length < end else None
             if start is not None:
                 self._matched = length
                 chain = tokens[start : start + most]
@@ -87,24 +87,24 @@ class NGramProposer:
                     chain += tokens[start : start + most - len(chain)]
                 links = [hits / tries for hits, tries in zip(self._hits[length:], self._tries[length:], strict=True)]
                 links += [links[-1]] * (most - len(links))  # longer matches count as the longest
-                self._guess = Proposal(chain, list(accumulate(links[:most], mul)))
-                return self._guess
-        self._guess = NO_PROPOSAL
+                self._last = Proposal(chain, list(accumulate(links[:most], mul)))
+                return self._last
+        self._last = NO_PROPOSAL
         return NO_PROPOSAL
 
     def _count(self) -> None:
-        """Count how the last guess fared: up to the first token that was another one, since behind that nothing was tried."""
+        """Count how the last proposal fared: up to the first token that was another one, since nothing after it was tried."""
         came = self._tokens[self._known :]
-        for matched, (guessed, token) in enumerate(zip(self._guess.tokens, came, strict=False), self._matched):
+        for matched, (proposed, token) in enumerate(zip(self._last.tokens, came, strict=False), self._matched):
             self._tries[min(matched, _LONGEST)] += 1
-            if guessed != token:
+            if proposed != token:
                 return
             self._hits[min(matched, _LONGEST)] += 1
 
     def _index(self) -> None:
-        """Note which token follows which run, as far as that is new."""
+        """Index which position follows which run, as far as that is new."""
         tokens, end = self._tokens, len(self._tokens)
-        for length, behind in self._behind.items():
+        for length, after in self._after.items():
             for place in range(max(self._known, length), end):
-                behind[tuple(tokens[place - length : place])] = place
+                after[tuple(tokens[place - length : place])] = place
         self._known = end

@@ -1,38 +1,81 @@
-"""How much of a drafted tree a round verifies, and whether it drafts at all.
+"""Node budgets: how much of a drafted tree a round verifies, and whether it drafts at all.
 
-A node is accepted where its whole path is, so a round that verifies the n best nodes gains 1 + the sum of their chances of being
-accepted. Rounds follow each other, so what counts is the rate in the long run: a node is worth its row while it brings more
-tokens than the same milliseconds bring on average. Chances and costs are those that `jakiro-export --tree auto` measured, and so
-is the average rate an answer begins with; no clock is read, so the same engine verifies the same nodes wherever it runs.
+A node is accepted where its whole path is, so a round that verifies the n best nodes gains 1 + the sum of their acceptance
+probabilities. Rounds follow each other, so what counts is the rate in the long run: a node is worth its row while it brings more
+tokens than the same milliseconds bring on average (Dinkelbach's method for a ratio). Probabilities and costs are those that
+`jakiro-export --tree auto` measured, and so is the average rate an answer begins with; no clock is read, so the same engine
+verifies the same nodes wherever it runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 
-from jakiro_runtime.format.manifest import TreePlan
+from jakiro_runtime.format.tree_plan import TreePlan
 
 _WINDOW = 32  # rounds over which the worth of drafting is averaged
-_LONGEST_PAUSE = 4  # rounds without a draft before another one is tried; they are drafted behind in one call
+_LONGEST_PAUSE = 4  # rounds without a draft before another one is tried; their rows are drafted in one call then
+_ROW_STEP = 8  # without a plan, pruned trees are padded to a multiple of this: few shapes, few bindings
+
+
+class FixedBudget:
+    """The same number of nodes in every round.
+
+    most: nodes of a round at most
+    row_counts: numbers of rows that a verification is padded to, ascending
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.row_counts = sorted({1, *range(_ROW_STEP, 1 + most, _ROW_STEP), 1 + most})
+
+    def start(self) -> None:
+        """An answer begins."""
+
+    def should_draft(self) -> bool:
+        """Always: nothing is known of what a draft costs."""
+        return True
+
+    def takes_all(self, nodes: int) -> bool:
+        """Whether a tree of so many nodes is verified whole."""
+        return nodes <= self.most
+
+    def acceptance_probs(self, scores: np.ndarray) -> list[float]:
+        """The head's own probabilities, from cumulative log-probabilities; [nodes] both."""
+        return [math.exp(score) for score in scores.tolist()]
+
+    def count(self, probs: Sequence[float], capacity: int) -> int:
+        """How many of the best nodes to verify."""
+        return self.most
+
+    def observe_acceptance(self, nodes: int, accepted: int, capacity: int) -> None:
+        """Nothing depends on it."""
+
+    def observe_throughput(self, nodes: int, gained: int, drafted: bool, capacity: int) -> None:
+        """Nothing depends on it."""
 
 
 class NodeBudget:
-    """The choice for one sequence.
+    """The nodes that are worth their rows, by a measured plan, for one sequence.
 
     Args:
         plan: what was measured
         nodes: of the tree that the engine drafts
-        most: nodes that it may choose, where guesses join the tree
+        most: nodes that it may verify, where n-grams join the tree
 
     counts: the numbers of nodes that it may choose, ascending; 0 among them
+    row_counts: numbers of rows that a verification is padded to, ascending
     """
 
     def __init__(self, plan: TreePlan, nodes: int, most: int) -> None:
         inner = {rows - 1 for rows in plan.rows if 2 < rows <= most}
+        self.most = most
         self.counts = sorted({0, *inner, nodes, most})
+        self.row_counts = sorted({1, *(count + 1 for count in self.counts), 1 + most})
         self._plan = plan
         self._log_probs, self._acceptance = np.array(plan.log_probs), np.array(plan.acceptance)
         self._extra: dict[int, list[float]] = {}
@@ -53,29 +96,33 @@ class NodeBudget:
             return False
         return True
 
+    def takes_all(self, nodes: int) -> bool:
+        """Whether a tree of so many nodes is verified whole; only an empty one is without a look at it."""
+        return nodes == 0
+
     def acceptance_probs(self, scores: np.ndarray) -> list[float]:
         """How likely the target accepts drafted nodes, by their cumulative log-probabilities under the head; [nodes] both.
 
-        Where the plan has one chance for several log-probabilities, the head's order decides.
+        Where the plan has one probability for several log-probabilities, the head's order decides.
         """
         found: list[float] = (np.interp(scores, self._log_probs, self._acceptance) + 1e-9 * scores).tolist()
         return found
 
-    def count(self, chances: Sequence[float], capacity: int) -> int:
+    def count(self, probs: Sequence[float], capacity: int) -> int:
         """How many of the best nodes to verify.
 
         Args:
-            chances: of being accepted, best first
+            probs: of being accepted, best first
             capacity: slots of the target's cache, which its attention runs over
         """
-        gains, prices = [0.0, *accumulate(chances)], self._price(capacity)
+        gains, prices = [0.0, *accumulate(probs)], self._price(capacity)
         worth = [gains[count] - price for count, price in zip(self.counts, prices, strict=True) if count < len(gains)]
         return self.counts[worth.index(max(worth))]
 
     def observe_acceptance(self, nodes: int, accepted: int, capacity: int) -> None:
-        """A round that drafted has verified so many nodes and accepted so many of them.
+        """A round that drafted has verified `nodes` nodes of the head's and accepted `accepted` of them.
 
-        Only what the draft brought is to be told: not nodes that are looked up, since these come without it.
+        What n-grams brought does not count: it comes without a draft.
         """
         price = float(np.interp(nodes, self.counts, self._price(capacity)))
         self._worth += (accepted - price - self._rate * self._plan.draft_ms - self._worth) / _WINDOW
@@ -83,9 +130,9 @@ class NodeBudget:
         self._pause = 0 if self._worth >= 0 else min(_LONGEST_PAUSE, 2 * self._pause or 1)
 
     def observe_throughput(self, nodes: int, gained: int, drafted: bool, capacity: int) -> None:
-        """A round has verified so many nodes and gained so many tokens: the average rate follows this answer.
+        """A round has verified `nodes` nodes and gained `gained` tokens: the average rate follows this answer.
 
-        For answers that are guessed at, too: the plan knows the head alone, and an answer that repeats itself is much faster.
+        For answers that n-grams help: the plan knows the head alone, and an answer that repeats itself is much faster.
         """
         took = self._plan.milliseconds(max(2, 1 + nodes), capacity) + self._plan.host_ms + self._plan.draft_ms * drafted
         self._milliseconds += (took - self._milliseconds) / _WINDOW
@@ -93,7 +140,7 @@ class NodeBudget:
         self._rate = self._tokens / self._milliseconds
 
     def _price(self, capacity: int) -> list[float]:
-        """What verifying so many nodes costs beyond verifying none, in tokens, [counts]."""
+        """What verifying each of `counts` costs beyond verifying no node, in tokens, [counts]."""
         if capacity not in self._extra:
             milliseconds = [self._plan.milliseconds(max(2, 1 + count), capacity) for count in self.counts]
             self._extra[capacity] = [each - milliseconds[0] for each in milliseconds]

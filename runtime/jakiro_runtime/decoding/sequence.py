@@ -1,21 +1,24 @@
-"""One answer in the making: its tokens, its text, and when it ends. Knows no graph."""
+"""One sequence that is being decoded: its tokens, its text, and when it ends. Knows no graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from jakiro_runtime.decoding.stats import Stats
-from jakiro_runtime.sampling.sampler import Sampler, TokenLogprob
+from jakiro_runtime.bundle import Bundle
+from jakiro_runtime.decoding.stats import RoundCounts, Stats
+from jakiro_runtime.errors import UsageError
+from jakiro_runtime.sampling import Constraint, Sampler, Sampling, TokenLogprob
+from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_runtime.text.stream import TextStream
 
 
 @dataclass
 class GenerationChunk:
-    """Something new: the tokens and text of one round. The last event of an answer says why it ended.
+    """Something new: the tokens and text of one round. The last chunk of an answer says why it ended.
 
     finish_reason: "eos"; "stop" (a stop string, which the text does not hold); "length" (max_new_tokens); "context" (the
         engine's limit); None while the answer goes on
@@ -38,55 +41,72 @@ class GenerationResult:
     logprobs: list[TokenLogprob] | None = None
     stats: Stats = field(default_factory=Stats)
 
-    def add(self, event: GenerationChunk) -> None:
-        """Append what one event brought."""
-        self.tokens += event.tokens
-        self.text += event.text
-        self.finish_reason = event.finish_reason or ""
-        if event.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + event.logprobs
+    def add(self, chunk: GenerationChunk) -> None:
+        """Append what one chunk brought."""
+        self.tokens += chunk.tokens
+        self.text += chunk.text
+        self.finish_reason = chunk.finish_reason or ""
+        if chunk.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + chunk.logprobs
 
 
-class Answer:
+class Gain(NamedTuple):
+    """Tokens that a sequence gained, and what to count of the round; counts is None for the prompt's pass."""
+
+    tokens: list[int]
+    counts: RoundCounts | None = None
+
+
+class TokenSequence:
     """The state of one answer.
 
     Args:
         prompt: token ids
-        most: tokens of the answer at most
-        context: tokens of prompt and answer at most
-        eos: tokens that end it
+        sampling: how tokens are drawn; greedy by default
+        stop: the answer ends where one of these strings appears
+        grammar: what the answer must look like
+        max_new_tokens: the most tokens of the answer
 
     tokens: prompt and answer so far
+
+    Raises:
+        UsageError: the prompt is empty, holds a number that is no token, or does not fit the context
     """
 
     def __init__(
         self,
-        prompt: list[int],
-        sampler: Sampler,
-        tokenizer: Tokenizer,
-        stops: Sequence[str],
-        eos: frozenset[int],
-        most: int,
-        context: int,
-        levels: int,
+        bundle: Bundle,
+        prompt: Sequence[int] | str,
+        max_new_tokens: int = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] | str = (),
+        grammar: Grammar | None = None,
     ) -> None:
-        self.tokens, self.sampler = prompt[:], sampler
-        self.stats = Stats(prompt_tokens=len(prompt), accepted=[0] * levels)
+        self.tokens = _checked_prompt(bundle, prompt)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1 is expected.")
+        self.stats = Stats(prompt_tokens=len(self.tokens))
         self.finish_reason: str | None = None
-        self._text, self._eos = TextStream(tokenizer, stops), eos
-        self._most, self._room = most, context - len(prompt)
+        self.constraint: Constraint | None = grammar.start() if grammar is not None else None
+        model = bundle.manifest.model
+        self._sampler = Sampler(sampling or Sampling(), bundle.eos_token_ids, model.vocab_size, self.constraint)
+        self._text = TextStream(bundle.tokenizer, [stop] if isinstance(stop, str) else list(stop))
+        self._eos, self._limit, self._room = bundle.eos_token_ids, max_new_tokens, model.max_context - len(self.tokens)
 
-    def choose(self, best: int, logits: np.ndarray | None, path: list[int]) -> int:
-        """The token behind `path`, tokens of a tree that continue this answer."""
-        if logits is None:
-            return best
-        return self.sampler.choose(best, logits, self.tokens + path, self.stats.new_tokens + len(path))
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the best token alone is not enough to draw the next one."""
+        return self._sampler.needs_logits
 
-    def take(self, chosen: Sequence[int]) -> GenerationChunk:
+    def next_token(self, best: int, logits: np.ndarray, path: list[int]) -> int:
+        """The token after `path`, tokens of a tree that continue this sequence; logits [vocab]."""
+        return self._sampler.choose(best, logits, self.tokens + path, self.stats.new_tokens + len(path))
+
+    def take(self, gain: Gain) -> GenerationChunk:
         """Append the tokens of a round, up to the one that ends the answer."""
         taken: list[int] = []
         text, stats = "", self.stats
-        for token in chosen:
+        for token in gain.tokens:
             taken.append(token)
             stats.new_tokens += 1
             if token in self._eos:
@@ -95,7 +115,7 @@ class Answer:
                 text += self._text.push(token)
                 if self._text.stopped:
                     self.finish_reason = "stop"
-                elif stats.new_tokens == self._most:
+                elif stats.new_tokens == self._limit:
                     self.finish_reason = "length"
                 elif stats.new_tokens == self._room:
                     self.finish_reason = "context"
@@ -105,7 +125,18 @@ class Answer:
                     self.finish_reason = "stop"
                 break
         self.tokens += taken
-        logprobs = None
-        if self.sampler.settings.logprobs is not None:
-            logprobs, self.sampler.logprobs = self.sampler.logprobs[: len(taken)], []
-        return GenerationChunk(taken, text, self.finish_reason, logprobs)
+        if gain.counts is not None:
+            stats.count_round(min(len(gain.tokens) - 1, len(taken)), gain.counts)
+        return GenerationChunk(taken, text, self.finish_reason, self._sampler.take_logprobs(len(taken)))
+
+
+def _checked_prompt(bundle: Bundle, prompt: Sequence[int] | str) -> list[int]:
+    ids = bundle.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+    model = bundle.manifest.model
+    if not ids:
+        raise UsageError("The prompt is empty; give at least one token.")
+    if min(ids) < 0 or max(ids) >= model.vocab_size:
+        raise UsageError(f"The prompt holds a token outside 0..{model.vocab_size - 1}, the engine's vocabulary.")
+    if len(ids) >= model.max_context:
+        raise UsageError(f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included.")
+    return ids

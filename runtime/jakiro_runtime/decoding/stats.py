@@ -1,9 +1,17 @@
-"""Every figure of an answer in one place."""
+"""Statistics of one answer: counts, times, and what follows from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class RoundCounts(NamedTuple):
+    """What to count of a round. from_head: accepted nodes that the head drafted, the others are n-grams'."""
+
+    verified: int = 0
+    drafted: bool = False
+    from_head: int = 0
 
 
 @dataclass
@@ -13,8 +21,8 @@ class Stats:
     rounds: target passes after the prompt
     drafts: rounds that drafted a tree
     verified: tree nodes that the target verified, over all rounds
-    looked_up: accepted tokens that the head had not drafted: the text was looked up for them
-    accepted: how many rounds accepted at least n tree tokens, for n = 1, 2, ...
+    from_ngrams: tokens of the answer that n-grams proposed and the head had not drafted
+    accepted: how many rounds brought at least n tokens of a tree into the answer, for n = 1, 2, ...
     host: everything outside the two graph calls, after the prompt: masks, accept, commit, detokenising
     """
 
@@ -24,7 +32,7 @@ class Stats:
     rounds: int = 0
     drafts: int = 0
     verified: int = 0
-    looked_up: int = 0
+    from_ngrams: int = 0
     accepted: list[int] = field(default_factory=list)
     prefill: float = 0.0
     first_token: float = 0.0
@@ -32,12 +40,12 @@ class Stats:
     target: float = 0.0
     host: float = 0.0
 
-    def count_round(self, accepted: int, nodes: int, drafted: bool, looked_up: int) -> None:
-        """Note a round that accepted so many of the nodes that it verified, and `looked_up` of these without the head."""
+    def count_round(self, accepted: int, counts: RoundCounts) -> None:
+        """Count a round that brought `accepted` tokens of its tree into the answer; what an answer's end cut off is none."""
         self.rounds += 1
-        self.drafts += drafted
-        self.verified += nodes
-        self.looked_up += looked_up
+        self.drafts += counts.drafted
+        self.verified += counts.verified
+        self.from_ngrams += max(0, accepted - counts.from_head)
         self.accepted += [0] * (accepted - len(self.accepted))
         for level in range(accepted):
             self.accepted[level] += 1
@@ -49,8 +57,8 @@ class Stats:
 
     @property
     def tau(self) -> float:
-        """Tokens per target pass, the pass over the prompt not counted."""
-        return (sum(self.accepted) + self.rounds) / self.rounds if self.rounds else 0.0
+        """Tokens of the answer per target pass; neither the pass over the prompt counts nor the token that it gave."""
+        return (self.new_tokens - 1) / self.rounds if self.rounds else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -67,7 +75,7 @@ class Stats:
             "rounds": self.rounds,
             "drafts": self.drafts,
             "nodes_per_round": round(self.verified / rounds, 3),
-            "looked_up": self.looked_up,
+            "from_ngrams": self.from_ngrams,
             "tau": round(self.tau, 4),
             "accepted_per_depth": [round(count / rounds, 4) for count in self.accepted],
             "tokens_per_second": round(self.tokens_per_second, 2),

@@ -1,17 +1,58 @@
-"""A draft tree as lists, and the integer bookkeeping of a round. Pure functions; no model in sight.
+"""Draft trees as lists, and the integer bookkeeping of a round. Pure functions; no model in sight.
 
-Rows of a verification call are the root, row 0, and the tree's nodes, node i in row i. A parent's row precedes its children's.
-Trees have a few dozen nodes at most, for which plain lists are quicker than arrays.
+Rows of a verification call are the root, row 0, and the tree's nodes, node i in row i + 1. A parent's row precedes its
+children's. Trees have a few dozen nodes at most, for which plain lists are quicker than arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-Choose = Callable[[int, list[int]], int]
-"""The target's next token behind a row, given the tokens of the path that leads to it (the root's not among them)."""
+NextToken = Callable[[int, list[int]], int]
+"""The target's next token after a row, given the tokens on the path from the root to it (without the root's)."""
+
+
+class DraftTree(NamedTuple):
+    """What a round verifies under the root; tokens and parents [nodes].
+
+    parents: the row of each node's parent
+    from_head: how many of the nodes the head drafted; they come first, the others are n-grams
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    from_head: int = 0
+
+
+class AcceptedPath(NamedTuple):
+    """Where the target went in a tree.
+
+    rows: the accepted rows, the root's first, [1 + accepted]
+    tokens: the target's token after each of them, [1 + accepted]; all but the last are the accepted nodes' tokens
+    """
+
+    rows: list[int]
+    tokens: list[int]
+
+
+def accept(tree: DraftTree, next_token: NextToken) -> AcceptedPath:
+    """Follow the target's own tokens down the tree for as long as the tree has them.
+
+    This is exact for any target distribution: x ~ target(. | path) is drawn first and the tree is looked at afterwards, so the
+    tree decides only how many tokens one pass yields.
+
+    Args:
+        next_token: asked for visited rows only, in order
+    """
+    rows, tokens = [0], [next_token(0, [])]
+    for row, step in enumerate(zip(tree.parents, tree.tokens, strict=True), 1):  # children come after their parents: one pass
+        if step == (rows[-1], tokens[-1]):
+            rows.append(row)
+            tokens.append(next_token(row, tokens))
+    return AcceptedPath(rows, tokens)
 
 
 def is_tree(parents: np.ndarray) -> bool:
@@ -30,60 +71,39 @@ def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]
         mask: [rows, rows] bool, read only
         depths: [rows]: 0 for the root and for padding
     """
-    seen, depths = [bytearray(rows)], [0] * rows
-    seen[0][0] = 1
+    visible, depths = [bytearray(rows)], [0] * rows
+    visible[0][0] = 1
     for row in range(1, rows):
         if row <= len(parents):
-            seen.append(seen[parents[row - 1]][:])
+            visible.append(visible[parents[row - 1]][:])
             depths[row] = depths[parents[row - 1]] + 1
         else:
-            seen.append(bytearray(rows))
-        seen[row][row] = 1
-    return np.frombuffer(b"".join(seen), bool).reshape(rows, rows), depths
-
-
-def accept(tokens: Sequence[int], parents: Sequence[int], choose: Choose) -> tuple[list[int], list[int]]:
-    """Follow the target's choices down the tree for as long as they are in it.
-
-    This is exact for any target distribution: the tree is a set of tokens and takes no part in the draw.
-
-    Args:
-        tokens, parents: [nodes]
-        choose: the target's next token behind a row; asked for visited rows only, in order
-
-    Returns:
-        rows: the accepted rows, the root's first, [1 + accepted]
-        chosen: the target's choice behind each of them, [1 + accepted]; all but the last are the accepted nodes' tokens
-    """
-    rows, chosen = [0], [choose(0, [])]
-    for row, step in enumerate(zip(parents, tokens, strict=True), 1):  # children come behind their parents: one pass
-        if step == (rows[-1], chosen[-1]):
-            rows.append(row)
-            chosen.append(choose(row, chosen))
-    return rows, chosen
+            visible.append(bytearray(rows))
+        visible[row][row] = 1
+    return np.frombuffer(b"".join(visible), bool).reshape(rows, rows), depths
 
 
 def merge_chain(
-    tokens: list[int], parents: list[int], chances: list[float], chain: Sequence[int], likely: Sequence[float]
+    tokens: list[int], parents: list[int], probs: list[float], chain: Sequence[int], chain_probs: Sequence[float]
 ) -> None:
-    """Put a chain of tokens behind the root into a tree: tokens that the tree has there are its nodes, others come last.
+    """Add a chain of tokens under the root to a tree: tokens that the tree has there are its nodes, the others come last.
 
-    A node of both has the larger chance, so that a child's chance is never above its parent's where neither has such.
+    A node of both takes the larger probability, so that a child's is never above its parent's where neither had such.
 
     Args:
-        tokens, parents, chances: of the tree, [nodes] each; changed
-        chain, likely: tokens, and their chances
+        tokens, parents, probs: of the tree, [nodes] each; changed in place. probs: of being accepted
+        chain, chain_probs: tokens, and their probabilities of being accepted
     """
     rows, above = dict(zip(zip(parents, tokens, strict=True), range(1, len(tokens) + 1), strict=True)), 0
-    for token, chance in zip(chain, likely, strict=True):
+    for token, prob in zip(chain, chain_probs, strict=True):
         row = rows.get((above, token))
         if row is None:
             tokens.append(token)
             parents.append(above)
-            chances.append(chance)
+            probs.append(prob)
             row = len(tokens)
-        elif chance > chances[row - 1]:
-            chances[row - 1] = chance
+        elif prob > probs[row - 1]:
+            probs[row - 1] = prob
         above = row
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jakiro_bench.metrics import summary
-from jakiro_runtime.decoding.runners import TargetRunner
+from jakiro_runtime.decoding.target_runner import TargetRunner
 from jakiro_runtime.engine import Engine
 
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -97,7 +97,7 @@ def read_speed(threads: int, megabytes: int = 256, repeats: int = 3) -> float:
 
 def _call_behind(engine: Engine, past: int, rows: int) -> TargetRunner:
     """A target call whose cache holds noise: memory that was never written would be read from one page of zeros."""
-    call = TargetRunner(engine.target, engine.manifest)
+    call = TargetRunner(engine.bundle.target, engine.manifest)
     call.cache.reserve(past + max(2, rows))
     noise = np.random.default_rng(0).standard_normal(call.cache.keys.shape[-2:], dtype=np.float32)
     call.cache.keys[...] = noise

@@ -1,5 +1,8 @@
 """Sampling: from the target's logits to a token."""
 
-from jakiro_runtime.sampling.sampler import Constraint, LogitsProcessor, Sampler, Sampling, TokenLogprob
+from jakiro_runtime.sampling.constraint import Constraint
+from jakiro_runtime.sampling.logprobs import TokenLogprob
+from jakiro_runtime.sampling.parameters import LogitsProcessor, Sampling
+from jakiro_runtime.sampling.sampler import Sampler
 
 __all__ = ["Constraint", "LogitsProcessor", "Sampler", "Sampling", "TokenLogprob"]

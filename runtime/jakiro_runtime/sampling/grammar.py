@@ -7,16 +7,14 @@ are dropped before the target sees them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from jakiro_runtime.errors import EngineError, UsageError
-from jakiro_runtime.sampling.sampler import Constraint
-
-if TYPE_CHECKING:
-    from jakiro_runtime.engine import Engine
+from jakiro_runtime.sampling.constraint import Constraint
 
 
 class Grammar:
@@ -34,7 +32,9 @@ class Grammar:
 
     def __init__(
         self,
-        engine: Engine,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
         json_schema: str | dict[str, Any] | None = None,
         regex: str | None = None,
         lark: str | None = None,
@@ -48,12 +48,12 @@ class Grammar:
                 "Structured output needs llguidance, which is not installed; install it with: pip install llguidance"
             ) from error
         self._library: Any = llguidance
-        self._vocab = engine.manifest.model.vocab_size
-        eos = self._eos = sorted(engine.eos_token_ids)
+        self._vocab = vocab_size
+        eos = self._eos = sorted(eos_token_ids)
         if not eos:
             raise UsageError("A grammar needs a token that ends the answer, and this engine's model names none.")
         self._tokenizer = llguidance.LLTokenizer(
-            engine.tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]
+            tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]
         )
         matcher: Any = llguidance.LLMatcher
         if json_schema is not None:

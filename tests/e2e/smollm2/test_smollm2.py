@@ -12,7 +12,6 @@ from answers import run
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
 from jakiro_runtime import Engine, GenerationResult, Sampling
-from jakiro_runtime.sampling.grammar import Grammar
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +56,10 @@ def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], pla
     model = load_target(locate("smollm2-135m", "target"), "smollm2-135m").model()
     for prompt, ours in zip(chats, plain, strict=True):
         theirs = model.generate(  # type: ignore[operator]
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=len(ours.tokens), eos_token_id=sorted(smollm2.eos_token_ids)
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=len(ours.tokens),
+            eos_token_id=sorted(smollm2.bundle.eos_token_ids),
         )[0, len(prompt) :].tolist()
         if ours.tokens != theirs:
             place = next(n for n, (a, b) in enumerate(zip(ours.tokens, theirs, strict=False)) if a != b)
@@ -111,7 +113,7 @@ def test_quantised_engines_are_exact_too(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_structured_output(request: pytest.FixtureRequest, precision: str) -> None:
     engine: Engine = request.getfixturevalue("smollm2" if precision == "fp32" else "smollm2_int8")
-    grammar = Grammar(engine, json_schema=PERSON)
+    grammar = engine.grammar(json_schema=PERSON)
     prompt = engine.chat_prompt([{"role": "user", "content": "Invent a person and describe them in JSON."}])
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=2)):
         expected = run(engine.session(speculate=False), prompt, 80, sampling=sampling, grammar=grammar)

@@ -53,7 +53,7 @@ def bench(engine: Path, prompts: Path, *more: object) -> Result:
 
 def watched(session: Session) -> bool:
     """Whether it is the head's alone."""
-    return isinstance(session.engine.draft, Watch)
+    return isinstance(session.bundle.draft, Watch)
 
 
 def test_the_report_says_what_was_measured(tiny_engine: Path, prompts_file: Path) -> None:
@@ -101,7 +101,7 @@ def test_tau_and_ranks_of_a_draft_that_knows_the_answer(engine: Engine) -> None:
     truth = [*ids, *(token for event in session.generate(ids, 41) for token in event.tokens)]
     knowing = with_oracle(engine, [truth])
     watch = Watch(knowing.draft)
-    watched = Engine(engine.manifest, engine.target, watch, engine.tokenizer, engine.template)
+    watched = Engine(engine.bundle.replace(draft=watch))
     ours = Ours(SPECULATIVE, watched.session(lookup=False), watch)
     prompts = [Prompt("a", ("A question",))]
     run = measure([ours, Ours(PLAIN, session)], prompts, conversation(engine, True), 2, 40, 1024, PLAIN)
@@ -148,7 +148,7 @@ def break_speculation(monkeypatch: pytest.MonkeyPatch, broken: Callable[[Session
 
 
 def speculates(session: Session) -> bool:
-    return session._decoder.draft is not None
+    return session._decoder.proposer.draft is not None
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_a_peer_stops_at_the_limit_and_at_the_end_of_the_text(engine: Engine) ->
         def _stream(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
             yield from prompt
 
-    eos = min(engine.eos_token_ids)
+    eos = min(engine.bundle.eos_token_ids)
     peer = Stream("x", Path(), engine)
     assert peer.answer([5, 6, eos, 7], 8).tokens == [5, 6, eos]
     assert peer.answer([5, 6, eos, 7], 2).tokens == [5, 6]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from answers import plain, run
-from jakiro_runtime import Engine, Sampling, UsageError
+from jakiro_runtime import Engine, EngineError, Sampling, UsageError
 from jakiro_runtime.decoding import decoder as decoder_module
 from oracle import with_oracle
 
@@ -55,7 +58,8 @@ def test_a_tree_that_is_often_right_changes_nothing(
         assert result.tokens == expected
         rounds += result.stats.rounds
         stats = result.stats
-        assert sum(stats.accepted) + stats.rounds >= len(expected) - 1
+        assert stats.tau == (len(result.tokens) - 1) / stats.rounds, "tokens after an answer's end count for nothing"
+        assert sum(stats.accepted) <= len(result.tokens) - 1 <= sum(stats.accepted) + stats.rounds
         assert stats.accepted == sorted(stats.accepted, reverse=True)
     assert rounds < sum(map(len, answers)) - len(answers), "the oracle was never right"
 
@@ -67,7 +71,9 @@ def test_a_broken_loop_is_noticed(
     if fault == "commits rejected rows":
         commit = decoder_module.TargetRunner.commit
         monkeypatch.setattr(
-            decoder_module.TargetRunner, "commit", lambda self, rows: commit(self, [list(range(len(r))) for r in rows])
+            decoder_module.TargetRunner,
+            "commit",
+            lambda self, output, rows: commit(self, output, [list(range(len(r))) for r in rows]),
         )
     elif fault == "forgets the mask":
         honest = decoder_module.tree_mask
@@ -91,8 +97,7 @@ def test_a_broken_loop_is_noticed(
 def test_it_ends_at_the_first_end_of_sequence(oracle: Engine, prompts: list[list[int]], answers: list[list[int]]) -> None:
     for prompt, expected in zip(prompts, answers, strict=True):
         for eos in sorted(set(expected))[:4]:
-            ending = Engine(oracle.manifest, oracle.target, oracle.draft, oracle.tokenizer, oracle.template)
-            ending.eos_token_ids = frozenset([eos])
+            ending = Engine(oracle.bundle.replace(eos_token_ids=frozenset([eos])))
             first = expected.index(eos)
             for speculate in (True, False):
                 session = ending.session(speculate=speculate)
@@ -106,7 +111,7 @@ def test_it_ends_at_the_first_end_of_sequence(oracle: Engine, prompts: list[list
 def test_max_new_tokens_is_exact(oracle: Engine, prompts: list[list[int]], answers: list[list[int]], most: int) -> None:
     for prompt, expected in zip(prompts, answers, strict=True):
         result = run(oracle.session(), prompt, most)
-        ended = expected[:most][-1] in oracle.eos_token_ids
+        ended = expected[:most][-1] in oracle.bundle.eos_token_ids
         assert (result.tokens, result.finish_reason) == (expected[:most], "eos" if ended else "length")
 
 
@@ -191,33 +196,81 @@ def test_a_saved_session_continues(
         assert result.tokens == plain(engine, again).tokens
 
 
-def test_a_damaged_saved_session_is_told(tmp_path: Path, engine: Engine, prompts: list[list[int]]) -> None:
-    from jakiro_runtime import EngineError
+DAMAGES: dict[str, Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]] = {
+    "fewer heads": lambda found: {**found, "target_keys": found["target_keys"][:, :1]},
+    "another type": lambda found: {**found, "target_keys": found["target_keys"].astype(np.float64)},
+    "values of another length": lambda found: {**found, "target_values": found["target_values"][:, :, :-1]},
+    "more rows than tokens": lambda found: {**found, "tokens": found["tokens"][:2]},
+    "a token outside the vocabulary": lambda found: {**found, "tokens": found["tokens"] + (1 << 40)},
+    "tokens that are no numbers": lambda found: {**found, "tokens": found["tokens"].astype(str)},
+    "no tokens": lambda found: {name: value for name, value in found.items() if name != "tokens"},
+    "no keys": lambda found: {name: value for name, value in found.items() if name != "target_keys"},
+    "keys that are no rows": lambda found: {**found, "draft_keys": np.float32(1)},
+}
 
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_saved_session_is_told(tmp_path: Path, engine: Engine, prompts: list[list[int]], damage: str) -> None:
+    session = engine.session()
+    run(session, prompts[2], 5)
+    session.save(tmp_path / "talk.npz")
+    with np.load(tmp_path / "talk.npz") as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    np.savez(tmp_path / "wrong.npz", **DAMAGES[damage](found))
+    with pytest.raises(EngineError, match="does not fit this engine: .*; it is damaged"):
+        engine.restore(tmp_path / "wrong.npz")
+    expected = session.tokens[:]
+    with pytest.raises(EngineError, match="damaged"):
+        session.load(tmp_path / "wrong.npz")
+    assert run(session, expected).tokens == plain(engine, expected).tokens, "and the session that refused it goes on"
+
+
+def test_what_is_no_saved_session_is_told(tmp_path: Path, engine: Engine, prompts: list[list[int]]) -> None:
     session = engine.session()
     run(session, prompts[2], 5)
     session.save(tmp_path / "talk.npz")
     whole = (tmp_path / "talk.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EngineError, match="damaged"):
-        engine.restore(tmp_path / "cut.npz")
+    np.save(tmp_path / "array.npy", np.arange(3))
+    for name in ("cut.npz", "array.npy"):
+        with pytest.raises(EngineError, match="damaged"):
+            engine.restore(tmp_path / name)
     with np.load(tmp_path / "talk.npz") as arrays:
         found = {name: arrays[name] for name in arrays.files}
     np.savez(tmp_path / "other.npz", **{**found, "engine": np.array("another")})
     with pytest.raises(UsageError, match="not saved by this engine"):
         engine.restore(tmp_path / "other.npz")
-    np.savez(tmp_path / "wrong.npz", **{**found, "target_keys": found["target_keys"][:, :1]})
-    with pytest.raises(EngineError, match="does not fit"):
-        engine.restore(tmp_path / "wrong.npz")
     with pytest.raises(UsageError, match="no saved session"):
         engine.restore(tmp_path / "none.npz")
+
+
+def test_optimised_python_refuses_a_damaged_session_too(tmp_path: Path, tiny_engine: Path, engine: Engine) -> None:
+    session = engine.session()
+    run(session, [5, 6, 7], 5)
+    session.save(tmp_path / "talk.npz")
+    with np.load(tmp_path / "talk.npz") as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    np.savez(tmp_path / "wrong.npz", **DAMAGES["fewer heads"](found))
+    code = f"from jakiro_runtime import Engine; Engine.open({str(tiny_engine)!r}).restore({str(tmp_path / 'wrong.npz')!r})"
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert "does not fit this engine" in done.stderr
+
+
+def test_an_older_answer_of_a_session_does_not_go_on(oracle: Engine, prompts: list[list[int]], answers: list[list[int]]) -> None:
+    session = oracle.session()
+    older = session.generate(prompts[3], 40)
+    next(older)
+    newer = session.generate(prompts[4], 40)
+    first = next(newer)
+    with pytest.raises(UsageError, match="begun another answer"):
+        next(older)
+    assert [*first.tokens, *(token for chunk in newer for token in chunk.tokens)] == answers[4]
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, seed=4)])
 def test_a_batch_answers_as_each_alone(oracle: Engine, prompts: list[list[int]], sampling: Sampling | None) -> None:
     eos = plain(oracle, prompts[0], sampling=sampling).tokens[6]  # some rows leave the batch early
-    ending = Engine(oracle.manifest, oracle.target, oracle.draft, oracle.tokenizer, oracle.template)
-    ending.eos_token_ids = frozenset([eos])
+    ending = Engine(oracle.bundle.replace(eos_token_ids=frozenset([eos])))
     alone = [plain(ending, prompt, sampling=sampling) for prompt in prompts]
     assert len({len(result.tokens) for result in alone}) > 1
     for speculate in (True, False):

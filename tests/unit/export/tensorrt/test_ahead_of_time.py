@@ -22,7 +22,8 @@ from jakiro_export.errors import ExportError
 from jakiro_export.tensorrt import building, graphs, memory
 from jakiro_export.tensorrt.profiles import Limits, profiles
 from jakiro_export.tensorrt.worker import Job
-from jakiro_runtime.format.manifest import Manifest, check_integrity
+from jakiro_runtime.format.integrity import check_integrity
+from jakiro_runtime.format.manifest import Manifest
 
 every_gpu = pytest.mark.parametrize("sm", building.AHEAD_OF_TIME)
 

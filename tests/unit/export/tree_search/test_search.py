@@ -22,7 +22,8 @@ from jakiro_export.tree_search.search import Given, Search
 from jakiro_export.tree_search.trees import Grown, Phase, accepted, engine_phase, grow, torch_phase
 from jakiro_export.verification.verify import load_draft
 from jakiro_runtime import Engine
-from jakiro_runtime.format.manifest import Manifest, TreePlan
+from jakiro_runtime.format.manifest import Manifest
+from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling import machine
 
 

@@ -79,5 +79,5 @@ def plugin(plugin_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 def reference(tiny_numerical: Path) -> Engine:
     """The same engine on the CPU, with one thread as the fake TensorRT has."""
     engine = Engine.open(tiny_numerical, "onnxruntime", threads=1)
-    engine.eos_token_ids = frozenset()
+    engine.bundle = engine.bundle.replace(eos_token_ids=frozenset())
     return engine

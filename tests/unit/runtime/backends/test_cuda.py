@@ -78,7 +78,7 @@ def engine(tiny_numerical: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     engine = Engine.open(tiny_numerical, "cuda", threads=1)
-    engine.eos_token_ids = frozenset()
+    engine.bundle = engine.bundle.replace(eos_token_ids=frozenset())
     return engine
 
 

@@ -17,7 +17,8 @@ from fake_cuda import FakeCuda, Traffic
 from jakiro_runtime import Engine, EngineError, Sampling, UsageError
 from jakiro_runtime.backends import cuda_memory
 from jakiro_runtime.backends.tensorrt import TensorRTGraph
-from jakiro_runtime.format.manifest import Manifest, record
+from jakiro_runtime.format.integrity import record
+from jakiro_runtime.format.manifest import Manifest
 from oracle import with_oracle
 
 PROMPTS = [np.random.default_rng(n).integers(3, tiny.VOCAB, n).tolist() for n in (1, 2, 31, 33, 250)]
@@ -79,7 +80,9 @@ def test_a_batch(directory: Path, reference: Engine, monkeypatch: pytest.MonkeyP
     answers = [plain(reference, prompt, 30).tokens for prompt in prompts]
     ended = next(n for n, token in enumerate(answers[1]) if n > 3 and token not in answers[0] + answers[2])
     batch = oracles(engine, reference, prompts)
-    batch.eos_token_ids = frozenset([answers[1][ended]])  # the second leaves the batch before the others
+    batch.bundle = batch.bundle.replace(
+        eos_token_ids=frozenset([answers[1][ended]])
+    )  # the second leaves the batch before the others
     found = batch.generate(prompts, max_new_tokens=30, chunk=32)
     assert [result.tokens for result in found] == [answers[0], answers[1][: ended + 1], answers[2]]
 
@@ -244,6 +247,6 @@ def test_types_that_the_loop_cannot_read(directory: Path) -> None:
 
 
 def test_features_of_two_types(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.draft.inputs = {**engine.draft.inputs, "hidden_states": np.dtype(np.float16)}
+    engine.bundle.draft.inputs = {**engine.bundle.draft.inputs, "hidden_states": np.dtype(np.float16)}
     with pytest.raises(EngineError, match="float32 and the draft takes float16.*one --precision"):
         run(engine.session(chunk=32), PROMPTS[2])

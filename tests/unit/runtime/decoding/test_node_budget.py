@@ -14,7 +14,8 @@ from answers import plain, run
 from jakiro_runtime import Engine, EngineError, Sampling
 from jakiro_runtime.decoding import decoder
 from jakiro_runtime.decoding.node_budget import NodeBudget
-from jakiro_runtime.format.manifest import Manifest, TreePlan
+from jakiro_runtime.format.manifest import Manifest
+from jakiro_runtime.format.tree_plan import TreePlan
 from oracle import with_oracle
 from plans import make_plan
 
@@ -75,7 +76,7 @@ def test_drafts_that_bring_nothing_are_left_out_for_a_while() -> None:
 
 def planned(engine: Engine, plan: TreePlan | None) -> Engine:
     manifest = replace(engine.manifest, tree=plan)
-    return Engine(manifest, engine.target, engine.draft, engine.tokenizer, engine.template)
+    return Engine(engine.bundle.replace(manifest=manifest))
 
 
 def traces(engine: Engine, prompt: list[int], **options: object) -> tuple[list[int], list[tuple[int, int]]]:

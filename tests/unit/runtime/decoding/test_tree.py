@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jakiro_runtime.decoding.kv_cache import KVCache, bucket
-from jakiro_runtime.decoding.tree import accept, is_tree, subtree, top_nodes, tree_mask
+from jakiro_runtime.decoding.tree import DraftTree, accept, is_tree, subtree, top_nodes, tree_mask
 
 
 @st.composite
@@ -52,7 +52,7 @@ def test_the_walk_follows_the_target_and_stops_where_the_tree_does(tree: tuple[n
         said[row] = random.choice([*children, 99])
         return said[row]
 
-    rows, chosen = accept(tokens.tolist(), parents.tolist(), choose)
+    rows, chosen = accept(DraftTree(tokens.tolist(), parents.tolist()), choose)
     assert [said[row] for row in rows] == chosen
     assert rows[0] == 0
     for above, row, token in zip(rows, rows[1:], chosen, strict=False):

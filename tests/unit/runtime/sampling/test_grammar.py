@@ -10,7 +10,6 @@ import pytest
 from answers import plain, run
 from grammars import FORMS
 from jakiro_runtime import Engine, Sampling, UsageError
-from jakiro_runtime.sampling.grammar import Grammar
 from oracle import with_oracle
 
 
@@ -19,7 +18,7 @@ from oracle import with_oracle
 def test_the_form_holds_and_speculation_changes_nothing(
     engine: Engine, prompts: list[list[int]], form: str, sampling: Sampling | None
 ) -> None:
-    grammar = Grammar(engine, **FORMS[form])
+    grammar = engine.grammar(**FORMS[form])
     for prompt in prompts[:5]:
         expected = plain(engine, prompt, 80, sampling=sampling, grammar=grammar)
         if expected.finish_reason == "eos":
@@ -40,7 +39,7 @@ def test_the_form_holds_and_speculation_changes_nothing(
 
 
 def test_forbidden_nodes_are_not_verified(engine: Engine, prompts: list[list[int]]) -> None:
-    grammar = Grammar(engine, regex="[ab]{30}")
+    grammar = engine.grammar(regex="[ab]{30}")
     session = engine.session(lookup=False)  # what it looks up here is allowed
     rows = []
     target = session._decoder.target
@@ -57,4 +56,4 @@ def test_forbidden_nodes_are_not_verified(engine: Engine, prompts: list[list[int
 )  # fmt: skip
 def test_a_wrong_grammar_gets_a_sentence(engine: Engine, form: dict, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        Grammar(engine, **form)
+        engine.grammar(**form)

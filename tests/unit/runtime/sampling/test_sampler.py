@@ -22,8 +22,10 @@ from transformers import (
 
 from answers import plain, run
 from jakiro_runtime import Engine, Sampling, UsageError
-from jakiro_runtime.decoding.tree import accept
-from jakiro_runtime.sampling.sampler import Sampler, invert, philox, uniform, warp
+from jakiro_runtime.decoding.tree import DraftTree, accept
+from jakiro_runtime.sampling import Sampler
+from jakiro_runtime.sampling.philox import philox, uniform
+from jakiro_runtime.sampling.warping import invert, warp
 from oracle import with_oracle
 from variety import VARIETY
 
@@ -172,7 +174,7 @@ def speculate(draw, rng: np.random.Generator) -> tuple[int, ...]:
         nodes = int(rng.integers(0, 6))
         parents = np.array([rng.integers(0, node + 1) for node in range(nodes)], np.int64)
         tokens = rng.integers(0, WORDS, nodes)
-        _, chosen = accept(tokens, parents, lambda row, path, before=tuple(out): draw([*before, *path]))
+        _, chosen = accept(DraftTree(tokens, parents), lambda row, path, before=tuple(out): draw([*before, *path]))
         out += chosen
     return tuple(out[:LENGTH])
 

@@ -27,21 +27,21 @@ def stream(tokenizer: Tokenizer, tokens: list[int], stops: tuple[str, ...] = ())
 @given(st.text(max_size=40))
 def test_pieces_add_up_and_split_no_character(engine: Engine, words: str) -> None:
     tokens = engine.encode(words)
-    pieces, _ = stream(engine.tokenizer, tokens)
-    assert "".join(pieces) == engine.tokenizer.decode(tokens)
+    pieces, _ = stream(engine.bundle.tokenizer, tokens)
+    assert "".join(pieces) == engine.bundle.tokenizer.decode(tokens)
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in words
 
 
 def test_a_character_cut_by_the_end_is_shown_as_such(engine: Engine) -> None:
     tokens = engine.encode("aé")
-    pieces, _ = stream(engine.tokenizer, tokens[:-1])
+    pieces, _ = stream(engine.bundle.tokenizer, tokens[:-1])
     assert "".join(pieces) == "a\ufffd"
     assert pieces[-1] == "\ufffd"
 
 
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_text_ends_before_the_first_stop_string(engine: Engine, words: str, stops: list[str]) -> None:
-    pieces, stopped = stream(engine.tokenizer, engine.encode(words), tuple(stops))
+    pieces, stopped = stream(engine.bundle.tokenizer, engine.encode(words), tuple(stops))
     ends = [words.find(stop) for stop in stops if stop in words]
     assert stopped == bool(ends)
     shown = "".join(pieces)
@@ -70,7 +70,7 @@ def test_stops_span_tokens_and_rounds(engine: Engine, prompts: list[list[int]], 
     assert result.finish_reason == "stop"
     assert result.text == whole.text[: whole.text.find(stop)]
     assert result.tokens == whole.tokens[: len(result.tokens)]
-    assert stop in engine.tokenizer.decode(result.tokens)
-    assert stop not in engine.tokenizer.decode(result.tokens[:-1])
+    assert stop in engine.bundle.tokenizer.decode(result.tokens)
+    assert stop not in engine.bundle.tokenizer.decode(result.tokens[:-1])
     again = run(session, [*prompt, *result.tokens, 5])
     assert again.tokens == plain(engine, [*prompt, *result.tokens, 5]).tokens

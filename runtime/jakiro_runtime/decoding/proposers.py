@@ -1,0 +1,204 @@
+"""Proposers: the trees that a round verifies, from the draft head and from n-grams of the text."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jakiro_runtime.backends import Array, Memory
+from jakiro_runtime.bundle import Bundle
+from jakiro_runtime.decoding.draft_runner import DraftRunner
+from jakiro_runtime.decoding.ngram import NO_PROPOSAL, NGramProposer, Proposal
+from jakiro_runtime.decoding.node_budget import FixedBudget, NodeBudget
+from jakiro_runtime.decoding.sequence import TokenSequence
+from jakiro_runtime.decoding.stats import RoundCounts
+from jakiro_runtime.decoding.tree import AcceptedPath, DraftTree, merge_chain, subtree, top_nodes
+from jakiro_runtime.sampling import Constraint
+
+_NGRAM_NODES = 15  # nodes of n-grams at most, where more of them than the head drafts may be verified
+_UNDRAFTED = 32  # rows that may wait for a draft: a session that goes on processes them again
+
+
+class Proposer(Protocol):
+    """Where trees come from; one for a batch.
+
+    draft: the head, with its share of the sequences' state; None without one
+    levels: the most tokens of a tree that one round can accept
+    row_counts: numbers of rows that a verification is padded to, ascending
+    """
+
+    levels: int
+    row_counts: list[int]
+
+    @property
+    def draft(self) -> DraftRunner | None: ...
+
+    def start(self, sequences: Sequence[TokenSequence]) -> None:
+        """Answers begin; `tokens` of each sequence is its prompt."""
+
+    def propose(self, sequences: Sequence[TokenSequence], capacity: int) -> list[DraftTree]:
+        """A tree for each sequence. capacity: slots of the target's cache, which its attention runs over."""
+
+    def extend(self, features: Array, rows: Sequence[Sequence[int]]) -> None:
+        """These rows of a target call were accepted, for each sequence; features [1, batch, 1, rows, hidden]."""
+
+    def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
+        """Learn what became of the trees of the last `propose`; what to count of the round, for each sequence."""
+
+    def select(self, sequences: Sequence[int]) -> None:
+        """Drop every other sequence."""
+
+
+class NoProposer:
+    """Decoding with the target alone: the same loop with empty trees."""
+
+    draft = None
+    levels = 0
+
+    def __init__(self) -> None:
+        self.row_counts = [1]
+
+    def start(self, sequences: Sequence[TokenSequence]) -> None: ...
+
+    def propose(self, sequences: Sequence[TokenSequence], capacity: int) -> list[DraftTree]:
+        return [DraftTree([], [])] * len(sequences)
+
+    def extend(self, features: Array, rows: Sequence[Sequence[int]]) -> None: ...
+
+    def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
+        return [RoundCounts()] * len(trees)
+
+    def select(self, sequences: Sequence[int]) -> None: ...
+
+
+class _HeadTree(NamedTuple):
+    """A tree of the head's, [nodes] each. scores: cumulative log-probabilities, in the backend's memory."""
+
+    tokens: list[int]
+    parents: list[int]
+    scores: Array
+
+
+class TreeProposer:
+    """Trees of the draft head and of n-grams, merged and cut to the nodes that are worth their rows.
+
+    Args:
+        chunk: rows of a prompt that are drafted after in one call
+        nodes: verify only the best of every tree, no more than the engine drafts; None verifies as many as are worth their rows
+            where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
+        ngrams: propose what followed the last tokens where they stood before, too
+    """
+
+    def __init__(self, bundle: Bundle, batch: int, memory: Memory, chunk: int, nodes: int | None, ngrams: bool) -> None:
+        self.draft = DraftRunner(bundle.draft, bundle.manifest, batch, memory)
+        self.levels = bundle.manifest.draft.levels
+        self.budget = _budget(bundle, batch, nodes, ngrams)
+        self.row_counts = self.budget.row_counts
+        self._chunk, self._use_ngrams = chunk, ngrams
+        self._ngrams: list[NGramProposer] = []
+        self._chains: list[Proposal] = []
+        self._drafted = False
+        few = self.levels + 1  # rows that most rounds accept at most
+        self._widths = [width for step in range(5) if (width := few << step) < chunk or step < 3]
+
+    def start(self, sequences: Sequence[TokenSequence]) -> None:
+        self.budget.start()
+        self._ngrams = [NGramProposer(sequence.tokens) for sequence in sequences] if self._use_ngrams else []
+        self.draft.features.lengths[:] = 0
+
+    def propose(self, sequences: Sequence[TokenSequence], capacity: int) -> list[DraftTree]:
+        chains = self._chains = self._ngram_chains(len(sequences), capacity)
+        self._drafted = self._should_draft(chains)
+        drafts: Sequence[_HeadTree | None] = self._draft(sequences) if self._drafted else [None] * len(sequences)
+        return [
+            self._cut(draft, chain, sequence.constraint, capacity)
+            for draft, chain, sequence in zip(drafts, chains, sequences, strict=True)
+        ]
+
+    def _ngram_chains(self, count: int, capacity: int) -> list[Proposal]:
+        """What may come next in each sequence, as far as it is worth verifying."""
+        chains = [ngrams.propose(self.budget.most) for ngrams in self._ngrams] or [NO_PROPOSAL] * count
+        return [chain.first(self.budget.count(chain.acceptance_probs, capacity)) if chain.tokens else chain for chain in chains]
+
+    def _should_draft(self, chains: Sequence[Proposal]) -> bool:
+        """Not where chains cannot be bettered, nor where drafts of late were not worth their time."""
+        waiting = max(self.draft.features.lengths.tolist())
+        if waiting <= _UNDRAFTED and all(chain.is_unbeatable for chain in chains):
+            return False
+        return self.budget.should_draft()
+
+    def _draft(self, sequences: Sequence[TokenSequence]) -> list[_HeadTree]:
+        """Draft after the tokens that were just accepted, given the features of the rows before them."""
+        accepted = zip(sequences, self.draft.cache.lengths.tolist(), self.draft.features.lengths.tolist(), strict=True)
+        after = [sequence.tokens[first + 1 : first + 1 + rows] for sequence, first, rows in accepted]  # each feature's next token
+        longest = max(map(len, after))
+        width = next((size for size in self._widths if longest <= size), self._chunk)
+        for spans in call_spans([len(ids) for ids in after], width):
+            tokens = [ids[start:stop] for ids, (start, stop) in zip(after, spans, strict=True)]
+            output = self.draft.run(tokens, [start for start, _ in spans], width)
+        self.draft.features.lengths[:] = 0
+        trees = zip(output.tokens.tolist(), output.parents.tolist(), strict=True)
+        return [_HeadTree(*tree, output.scores[number]) for number, tree in enumerate(trees)]
+
+    def _cut(self, draft: _HeadTree | None, chain: Proposal, constraint: Constraint | None, capacity: int) -> DraftTree:
+        """What is worth verifying of a drafted tree and a chain: the best nodes, and of these what the constraint allows."""
+        tokens, parents = (draft.tokens, draft.parents) if draft else ([], [])
+        drafted = len(tokens)
+        kept: Sequence[int] = range(drafted)
+        if chain.tokens or not self.budget.takes_all(drafted):
+            probs = self.budget.acceptance_probs(np.asarray(draft.scores)) if draft else []
+            merge_chain(tokens, parents, probs, *chain)
+            kept = top_nodes(probs, parents, self.budget.count(sorted(probs, reverse=True), capacity))
+        if constraint is not None:
+            kept = _allowed(tokens, parents, kept, constraint)
+        if len(kept) < len(tokens):
+            tokens, parents = subtree(tokens, parents, kept)
+        return DraftTree(tokens, parents, bisect_left(kept, drafted))
+
+    def extend(self, features: Array, rows: Sequence[Sequence[int]]) -> None:
+        self.draft.append_features(features, rows)  # where nothing was drafted, the next draft continues from these rows too
+
+    def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
+        tree, gained = trees[0], accepted[0].tokens  # a measured budget is for one sequence, others learn nothing
+        if self._drafted:
+            self.budget.observe_acceptance(tree.from_head, len(gained) - 1 - self._chains[0].matches(gained[:-1]), capacity)
+        if self._use_ngrams:
+            self.budget.observe_throughput(len(tree.tokens), len(gained), self._drafted, capacity)
+        return [
+            RoundCounts(len(tree.tokens), self._drafted, bisect_right(path.rows, tree.from_head) - 1)
+            for tree, path in zip(trees, accepted, strict=True)
+        ]
+
+    def select(self, sequences: Sequence[int]) -> None:
+        """Drop every other sequence."""
+        self._ngrams = [self._ngrams[number] for number in sequences] if self._use_ngrams else []
+        self.draft.select(sequences)
+
+
+def _budget(bundle: Bundle, batch: int, nodes: int | None, ngrams: bool) -> FixedBudget | NodeBudget:
+    plan, drafted = bundle.manifest.tree, bundle.manifest.draft.nodes
+    if plan is None or nodes is not None or batch > 1:
+        return FixedBudget(min(nodes or drafted, drafted))
+    # n-grams may be worth more rows than a tree has; graphs that were built for fixed shapes take no more
+    most = max(drafted, _NGRAM_NODES) if ngrams and bundle.flexible_rows else drafted
+    return NodeBudget(plan, drafted, most)
+
+
+def call_spans(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
+    """Cut sequences into calls of at most `width` rows, aligned at their ends: the last call has every sequence's last row."""
+    calls = -(-max(lengths) // width)
+    return [[(max(0, n - (calls - c) * width), max(0, n - (calls - c - 1) * width)) for n in lengths] for c in range(calls)]
+
+
+def _allowed(tokens: Sequence[int], parents: Sequence[int], kept: Sequence[int], constraint: Constraint) -> list[int]:
+    """Of the nodes `kept`, ascending, those whose whole path the constraint allows."""
+    paths: dict[int, list[int]] = {0: []}  # by row
+    for node in kept:
+        if parents[node] in paths:
+            path = [*paths[parents[node]], tokens[node]]
+            if constraint.valid_prefix(path) == len(path):
+                paths[node + 1] = path
+    return [row - 1 for row in paths if row]
