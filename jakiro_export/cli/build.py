@@ -63,7 +63,7 @@ def after_export(directory: Path) -> None:
     except EngineError:
         return
     except ExportError as error:
-        _say(f"No TensorRT engines were built: {error}")
+        _log(f"No TensorRT engines were built: {error}")
         return
     main.main([str(directory)], standalone_mode=False)
 
@@ -111,19 +111,19 @@ def _run(
         _on_device(directory, manifest, sm, settings, check, ignore_memory, dry_run)
 
 
-def _ahead(directory: Path, manifest: Any, sms: str, settings: Any, ignore_memory: bool, dry_run: bool) -> None:
+def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_memory: bool, dry_run: bool) -> None:
     from jakiro_export.tensorrt import building, memory, versions
 
-    steps = building.plan(directory, manifest, "tensorrt-rtx", building.parse_sms(sms), settings)
+    steps = building.plan(directory, manifest, "tensorrt-rtx", building.parse_compute_capabilities(names), settings)
     if dry_run:
         _describe(steps, "with TensorRT-RTX, ahead of time")
         return
     versions.load("tensorrt-rtx")
     for step in steps:
         if not ignore_memory:
-            memory.check(step.need, memory.available(), None, False, step.title)
-    building.build(directory, steps, _say)
-    _say(f"Wrote {', '.join(step.title for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
+            memory.check(step.needs, memory.available(), None, False, step.title)
+    building.build(directory, steps, _log)
+    _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
 
 
 def _on_device(
@@ -148,14 +148,14 @@ def _on_device(
     for step in steps:
         building.check_opset(step, api.version)
         if not ignore_memory:
-            memory.check(step.need, memory.available(), gpu.free, gpu.shared, step.title)
-    building.build(directory, steps, _say)
+            memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title)
+    building.build(directory, steps, _log)
     if check and not settings.strip_weights:
         checks = []
         for step in steps:
             precision = manifest.precision[step.name]
             if precision == "bf16":
-                _say(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
+                _log(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
                 continue
             checks += accuracy.check_engine(
                 directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision, settings.plugin
@@ -167,8 +167,8 @@ def _on_device(
                 f"{len(failed)} of {len(checks)} outputs differ from ONNX Runtime, the first: {failed[0]['name']} of "
                 f"{failed[0]['graph']} by {failed[0]['difference']:.3g} where {failed[0]['allowed']:.3g} is allowed."
             )
-        _say(f"{len(checks)} outputs agree with ONNX Runtime")
-    _say(f"Wrote {', '.join(step.title for step in steps)} to {directory}")
+        _log(f"{len(checks)} outputs agree with ONNX Runtime")
+    _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}")
 
 
 def _number(sm: str) -> int:
@@ -185,13 +185,13 @@ def _describe(steps: list[Any], how: str) -> None:
     for step in steps:
         click.echo(f"  {step.describe()}")
         for profile in step.profiles:
-            ranges = ", ".join(f"{axis} {r.least}..{r.most} (best at {r.typical})" for axis, r in profile.axes.items())
+            ranges = ", ".join(f"{axis} {r.min}..{r.max} (best at {r.opt})" for axis, r in profile.axes.items())
             click.echo(f"    profile {profile.name}: {ranges}")
-    if any(step.kind == "tensorrt" and 87 in step.sms and step.graph.opset >= 23 for step in steps):
+    if any(step.kind == "tensorrt" and 87 in step.compute_capabilities and step.graph.opset >= 23 for step in steps):
         click.echo("  JetPack 6's TensorRT 10.3 does not parse opset 23: on an Orin with it, export with --opset 20.")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -43,7 +43,7 @@ def main(debug: bool, **settings: Any) -> None:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What the figures are worked out from; target and draft are `device_model.work.Work`."""
+    """What the figures are worked out from; target and draft are `estimates.cost_model.CostModel`."""
 
     target: Any
     draft: Any
@@ -68,17 +68,17 @@ class _Subject:
 
 
 def _subject(engine: str) -> _Subject:
-    from jakiro_export.estimates import work
+    from jakiro_export.estimates import cost_model
     from jakiro_export.tensorrt import graphs
     from jakiro_runtime.format.manifest import Manifest
 
-    if engine in work.SIZES and not Path(engine).is_dir():
-        sizes = work.SIZES[engine]
+    if engine in cost_model.SIZES and not Path(engine).is_dir():
+        sizes = cost_model.SIZES[engine]
         return _Subject(sizes.target(), sizes.draft(5), sizes.hidden, sizes.vocab, 4096, 60, 10)
     manifest = Manifest.read(engine)
     both = tuple(graphs.read(Path(engine) / manifest.graphs[name]) for name in ("target", "draft"))
     model, tree = manifest.model, manifest.draft
-    target, draft = map(work.of_graph, both)
+    target, draft = map(cost_model.of_graph, both)
     return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k, both)
 
 

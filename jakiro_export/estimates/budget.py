@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jakiro_export.estimates.cost_model import CostModel
 from jakiro_export.estimates.devices import Gpu
-from jakiro_export.estimates.work import Work
 from jakiro_export.tensorrt.memory import COPIES, LIBRARIES
 from jakiro_runtime.decoding.kv_cache import bucket
 
@@ -42,7 +42,7 @@ class Budget:
 
 
 def budget(
-    target: Work, draft: Work, gpu: Gpu, hidden: int, vocab: int, context: int, batch: int = 1, chunk: int = 128
+    target: CostModel, draft: CostModel, gpu: Gpu, hidden: int, vocab: int, context: int, batch: int = 1, chunk: int = 128
 ) -> Budget:
     """What a session of `batch` sequences of `context` positions needs.
 
@@ -50,7 +50,7 @@ def budget(
     old one is still there: half of the new.
     """
     slots = bucket(context)
-    cache = (target.slot + draft.slot) * slots * batch
+    cache = (target.kv_bytes_per_token + draft.kv_bytes_per_token) * slots * batch
     cache += cache // 2 if slots > bucket(1) else 0
     activations = batch * chunk * hidden * 2 * _ROW_VALUES + batch * 64 * vocab * 4
     system = SYSTEM if gpu.shared else 0

@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jakiro_export.estimates.cost_model import CostModel
 from jakiro_export.estimates.devices import Gpu
-from jakiro_export.estimates.work import Work
 
 BANDWIDTH_SHARE, THROUGHPUT_SHARE = 0.8, 0.5
 KERNELS, KERNEL_SECONDS = 3, 4e-6
 HOST_SECONDS = 0.3e-3
 
 
-def seconds(work: Work, gpu: Gpu, rows: int, context: int) -> float:
+def seconds(work: CostModel, gpu: Gpu, rows: int, context: int) -> float:
     """One call with `rows` rows behind `context` positions."""
-    memory = (work.read + work.slot * context) / (gpu.bandwidth * BANDWIDTH_SHARE)
+    memory = (work.read + work.kv_bytes_per_token * context) / (gpu.bandwidth * BANDWIDTH_SHARE)
     arithmetic = work.row_operations * rows / (gpu.flops * THROUGHPUT_SHARE)
     return max(memory, arithmetic) + KERNELS * work.products * KERNEL_SECONDS
 
@@ -52,7 +52,7 @@ class Estimate:
         return tau / self.round
 
 
-def estimate(target: Work, draft: Work, gpu: Gpu, nodes: int, top_k: int, context: int) -> Estimate:
+def estimate(target: CostModel, draft: CostModel, gpu: Gpu, nodes: int, top_k: int, context: int) -> Estimate:
     """One decoding round of a tree with `nodes` nodes; the draft phase's rows are taken to be `top_k` on every level."""
     return Estimate(
         seconds(target, gpu, 1, context), seconds(draft, gpu, top_k, context), seconds(target, gpu, nodes + 1, context)
@@ -60,7 +60,7 @@ def estimate(target: Work, draft: Work, gpu: Gpu, nodes: int, top_k: int, contex
 
 
 def best_nodes(
-    target: Work, draft: Work, gpu: Gpu, shares: Sequence[float], top_k: int, context: int
+    target: CostModel, draft: CostModel, gpu: Gpu, shares: Sequence[float], top_k: int, context: int
 ) -> tuple[int, float, Estimate]:
     """(nodes, tau, its estimate) with the most tokens a second among the trees that keep the best 1, 2, ... nodes.
 

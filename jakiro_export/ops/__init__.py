@@ -1,1 +1,3 @@
 """Operators: schema, eager torch and ONNX body of each."""
+
+DOMAIN = "jakiro"  # of them all, in ONNX; here, so that reading a graph needs no torch

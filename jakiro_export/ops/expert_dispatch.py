@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor
 
-DOMAIN = "jakiro"
+from jakiro_export.ops import DOMAIN
+
 NAME = "ExpertDispatch"
 VERSION = 1
 

@@ -21,7 +21,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from jakiro_export.ops.expert_dispatch import DOMAIN
+from jakiro_export.ops import DOMAIN
 
 CANDIDATES, PROPOSE, BEST_NODES, MIX_EXPERTS = "Candidates", "Propose", "BestNodes", "MixExperts"
 _F, _I = "tensor(float)", "tensor(int64)"

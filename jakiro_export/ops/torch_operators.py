@@ -14,8 +14,8 @@ import torch
 from onnxscript import opset23
 from torch import Tensor
 
+from jakiro_export.ops import DOMAIN, selection
 from jakiro_export.ops import expert_dispatch as dispatch
-from jakiro_export.ops import selection
 from jakiro_export.ops.attention import Part, additive_mask, attention, cached_values, past_mask, tile_groups
 
 
@@ -118,7 +118,7 @@ def _(scores: Tensor, tokens: Tensor, parents: Tensor, count: int) -> tuple[Tens
     return tokens.new_empty(size), tokens.new_empty(size), scores.new_empty(size)
 
 
-_JAKIRO = onnxscript.values.Opset(dispatch.DOMAIN, dispatch.VERSION)
+_JAKIRO = onnxscript.values.Opset(DOMAIN, dispatch.VERSION)
 
 
 def _onnx_rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
@@ -131,7 +131,7 @@ def _onnx_rotary(x: Any, cos: Any, sin: Any) -> Any:
 
 def _onnx_dispatch(x: Any, router_logits: Any, gate_up: Any, down: Any, top_k: int, contrast: bool) -> Any:
     return _JAKIRO.ExpertDispatch(
-        x, router_logits, gate_up, down, top_k=top_k, contrast=int(contrast), plugin_namespace="jakiro", _outputs=2
+        x, router_logits, gate_up, down, top_k=top_k, contrast=int(contrast), plugin_namespace=DOMAIN, _outputs=2
     )
 
 

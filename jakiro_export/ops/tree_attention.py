@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from jakiro_export.ops import DOMAIN
 from jakiro_export.ops.attention import VALUE_ROUNDING
-from jakiro_export.ops.expert_dispatch import DOMAIN
 
 NAME = "TreeAttention"
 _INPUTS = {

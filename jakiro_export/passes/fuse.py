@@ -20,8 +20,7 @@ from onnx import helper, numpy_helper
 from onnx_ir.passes import common
 
 from jakiro_export.artifact.weights import Array
-from jakiro_export.ops import tree_attention
-from jakiro_export.ops.expert_dispatch import DOMAIN
+from jakiro_export.ops import DOMAIN, tree_attention
 from jakiro_export.passes.simplify import add_initializer
 
 SPLIT_HEADS, SWIGLU, BEST_TOKEN = "SplitHeads", "SwiGlu", "BestToken"

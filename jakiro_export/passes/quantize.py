@@ -21,10 +21,9 @@ from onnx import helper
 from onnx_ir.passes import common
 
 from jakiro_export.artifact.weights import Reshaped, Stacked, Transposed, Weight
+from jakiro_export.ops import DOMAIN, selection
 from jakiro_export.ops import expert_dispatch as dispatch
-from jakiro_export.ops import selection
 from jakiro_export.ops.body import Body
-from jakiro_export.ops.expert_dispatch import DOMAIN
 from jakiro_export.passes import fuse
 from jakiro_export.passes.simplify import add_initializer, drop_unused_initializers, lazy
 from jakiro_export.quantization import int4, int8

@@ -27,9 +27,9 @@ _EXACT = ("tree_parents",)  # compared only where the tokens agree: both follow 
 
 
 def feed(graph: Graph, profile: Profile, vocab: int, seed: int = 0) -> Feed:
-    """Inputs of a profile's typical lengths: random tokens behind a random past that fills half of the cache."""
+    """Inputs of the lengths a profile is tuned for: random tokens after a random past that fills half of the cache."""
     random = np.random.default_rng(seed)
-    axes = {axis: reach.typical for axis, reach in profile.axes.items()}
+    axes = {axis: reach.opt for axis, reach in profile.axes.items()}
     rows, past = axes["rows"], axes["capacity"] // 2 - axes["rows"]
     batch = axes["batch"]
 
@@ -90,7 +90,7 @@ def onnxruntime_runner(path: Path) -> Run:
 def check_engine(
     path: Path, graph: Graph, profiles: list[Profile], vocab: int, precision: str, plugin: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Runs an engine on this machine's GPU, each profile at its typical lengths. Not run on a GPU.
+    """Runs an engine on this machine's GPU, each profile at the lengths it is tuned for. Not run on a GPU.
 
     plugin: the library that the engine was built with
 

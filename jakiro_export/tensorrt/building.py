@@ -22,7 +22,7 @@ from typing import Any
 from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.tensorrt import graphs, memory, versions
 from jakiro_export.tensorrt.profiles import Limits, Profile, profiles
-from jakiro_export.tensorrt.worker import Job
+from jakiro_export.tensorrt.worker import BuildRequest
 from jakiro_runtime.format.integrity import record
 from jakiro_runtime.format.manifest import FileRecord, Manifest
 
@@ -30,7 +30,7 @@ AHEAD_OF_TIME = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability of 
 _ON_DEVICE = {87: "Jetson Orin", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor"}
 _SAID = 3  # lines of the builder's own output that an error repeats
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One engine to build. name: "target" or "draft"; kind: "tensorrt" or "tensorrt-rtx"; sms: its GPUs, such as (86, 120)."""
+    """One engine to build.
+
+    name: "target" or "draft"; kind: "tensorrt" or "tensorrt-rtx"
+    compute_capabilities: of its GPUs, such as (86, 120)
+    """
 
     name: str
     kind: str
-    sms: tuple[int, ...]
+    compute_capabilities: tuple[int, ...]
     graph: graphs.Graph
     profiles: list[Profile]
-    need: memory.Need
+    needs: memory.MemoryEstimate
     settings: Settings
 
     def file(self, sm: int) -> str:
@@ -62,7 +66,7 @@ class Step:
 
     @property
     def title(self) -> str:
-        return ", ".join(map(self.file, self.sms))
+        return ", ".join(map(self.file, self.compute_capabilities))
 
     @property
     def uses_plugin(self) -> bool:
@@ -70,9 +74,9 @@ class Step:
 
     def describe(self) -> str:
         """What it is and what it needs, in one line of figures."""
-        need = f"about {self.need.host / 2**30:.1f} GiB of memory"
-        if self.need.device:
-            need += f" and {self.need.device / 2**30:.1f} GiB of the GPU's"
+        need = f"about {self.needs.host / 2**30:.1f} GiB of memory"
+        if self.needs.device:
+            need += f" and {self.needs.device / 2**30:.1f} GiB of the GPU's"
         dispatch = ""
         if self.graph.dispatches:
             dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
@@ -80,14 +84,14 @@ class Step:
         return f"{self.title}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
 
 
-def parse_sms(text: str) -> list[int]:
+def parse_compute_capabilities(text: str) -> list[int]:
     """The GPUs of "sm86,sm120", for a build ahead of time.
 
     Raises:
         UsageError: one of them is none that TensorRT-RTX builds for
     """
     known = ", ".join(f"sm{sm}" for sm in AHEAD_OF_TIME)
-    sms = []
+    compute_capabilities = []
     for item in filter(None, (part.strip().lower() for part in text.split(","))):
         number = item.removeprefix("sm").removeprefix("_")
         sm = int(number) if number.isdecimal() else 0
@@ -97,13 +101,13 @@ def parse_sms(text: str) -> list[int]:
             )
         if sm not in AHEAD_OF_TIME:
             raise UsageError(f"{item!r} is no GPU that can be built for ahead of time; known are {known}.")
-        sms.append(sm)
-    if not sms:
+        compute_capabilities.append(sm)
+    if not compute_capabilities:
         raise UsageError(f"--ahead-of-time names no GPU; known are {known}.")
-    return list(dict.fromkeys(sms))
+    return list(dict.fromkeys(compute_capabilities))
 
 
-def plan(directory: Path, manifest: Manifest, kind: str, sms: Sequence[int], settings: Settings) -> list[Step]:
+def plan(directory: Path, manifest: Manifest, kind: str, compute_capabilities: Sequence[int], settings: Settings) -> list[Step]:
     """Every build that is asked for, checked as far as that goes without TensorRT.
 
     Raises:
@@ -113,10 +117,10 @@ def plan(directory: Path, manifest: Manifest, kind: str, sms: Sequence[int], set
     for name, file in manifest.graphs.items():
         graph = graphs.read(directory / file)
         shapes = profiles(name, graph, manifest, settings.limits)
-        need = memory.estimate(graph, shapes, settings.workspace, on_device=kind == "tensorrt")
-        for sm in sms:
+        needed = memory.estimate(graph, shapes, settings.workspace, on_device=kind == "tensorrt")
+        for sm in compute_capabilities:
             graphs.check_types(graph, sm)
-        steps.append(Step(name, kind, tuple(sms), graph, shapes, need, settings))
+        steps.append(Step(name, kind, tuple(compute_capabilities), graph, shapes, needed, settings))
     return steps
 
 
@@ -129,7 +133,7 @@ def check_opset(step: Step, version: tuple[int, ...]) -> None:
         )
 
 
-def build(directory: Path, steps: list[Step], say: Say) -> None:
+def build(directory: Path, steps: list[Step], log: Log) -> None:
     """Builds the steps' engines, all for the same GPUs, and records them in engine.json.
 
     An engine for several GPUs is one file with a name in the folder of each.
@@ -139,28 +143,28 @@ def build(directory: Path, steps: list[Step], say: Say) -> None:
     """
     root = directory / "tensorrt"
     root.mkdir(exist_ok=True)
-    partials = {sm: root / f".sm{sm}.partial-{os.getpid()}" for sm in steps[0].sms}
+    partials = {sm: root / f".sm{sm}.partial-{os.getpid()}" for sm in steps[0].compute_capabilities}
     try:
         for partial in partials.values():
             partial.mkdir()
         first, *others = partials.values()
         with suppress(FileNotFoundError):
-            shutil.copyfile(root / f"sm{steps[0].sms[0]}" / "timing.cache", first / "timing.cache")
+            shutil.copyfile(root / f"sm{steps[0].compute_capabilities[0]}" / "timing.cache", first / "timing.cache")
         built = {}
         for step in steps:
-            say(f"Building {step.title}")
+            log(f"Building {step.title}")
             figures = built[step.name] = run(step, first)
-            say(f"  {figures['engine_bytes'] / 1e6:.1f} MB, {figures['layers']} layers, {figures['seconds']:.0f} s")
+            log(f"  {figures['engine_bytes'] / 1e6:.1f} MB, {figures['layers']} layers, {figures['seconds']:.0f} s")
         records = {file.name: record(file) for file in sorted(first.iterdir())}
         for other in others:
             for file in first.iterdir():
                 _link(file, other / file.name)
         for sm, partial in partials.items():
             final = root / f"sm{sm}"
-            _forget(directory, final.name)
+            _unregister(directory, final.name)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _remember(directory, steps, sm, built, records)
+            _register(directory, steps, sm, built, records)
     except BaseException:
         for partial in partials.values():
             shutil.rmtree(partial, ignore_errors=True)
@@ -176,9 +180,9 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def job(step: Step, model: Path, folder: Path) -> Job:
-    """The worker's orders for a step: `model` is the rewritten graph, `folder` takes the engine."""
-    return Job(
+def request(step: Step, model: Path, folder: Path) -> BuildRequest:
+    """What the worker is asked for a step: `model` is the rewritten graph, `folder` takes the engine."""
+    return BuildRequest(
         kind=step.kind,
         model=str(model),
         source=str(step.graph.path.absolute()),
@@ -187,7 +191,7 @@ def job(step: Step, model: Path, folder: Path) -> Job:
             {tensor.name: [list(shape) for shape in profile.shapes(tensor)] for tensor in step.graph.inputs}
             for profile in step.profiles
         ],
-        sms=list(step.sms) if step.kind == "tensorrt-rtx" else [],
+        compute_capabilities=list(step.compute_capabilities) if step.kind == "tensorrt-rtx" else [],
         plugin=str(step.settings.plugin) if step.uses_plugin else None,
         timing_cache=None if step.kind == "tensorrt-rtx" else str((folder / "timing.cache").absolute()),
         workspace=step.settings.workspace,
@@ -206,7 +210,7 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
         model = Path(scratch) / step.graph.path.name
         model.write_bytes((graphs.with_plugins if step.uses_plugin else graphs.with_bodies)(step.graph))
         try:
-            return run_job(job(step, model, folder))
+            return run_request(request(step, model, folder))
         except ExportError as error:
             if "parser refuses" in str(error) and step.graph.opset >= 23:
                 hint = "an engine exported with --opset 20 asks less of the parser"
@@ -214,15 +218,15 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
             raise
 
 
-def run_job(orders: Job) -> dict[str, Any]:
+def run_request(request: BuildRequest) -> dict[str, Any]:
     """One worker process: its figures. Raises ExportError as `run`."""
-    what = Path(orders.source).name
+    what = Path(request.source).name
     process = subprocess.Popen(
         [sys.executable, "-m", "jakiro_export.tensorrt.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        output, log = process.communicate(orders.to_json())
+        output, errors = process.communicate(request.to_json())
     except BaseException:
         process.kill()
         process.wait()
@@ -234,7 +238,7 @@ def run_job(orders: Job) -> dict[str, Any]:
         return answer
     if "error" in answer:
         raise ExportError(answer["error"])
-    last = " | ".join(line for line in log.splitlines()[-_SAID:] if line.strip()) or "it said nothing"
+    last = " | ".join(line for line in errors.splitlines()[-_SAID:] if line.strip()) or "it said nothing"
     if process.returncode == -signal.SIGKILL:
         raise ExportError(f"The builder was killed while it built {what}: most likely the machine ran out of memory.")
     if process.returncode < 0:
@@ -242,7 +246,7 @@ def run_job(orders: Job) -> dict[str, Any]:
     raise ExportError(f"The builder ended with status {process.returncode} while it built {what}; last: {last}.")
 
 
-def _forget(directory: Path, sm: str) -> None:
+def _unregister(directory: Path, sm: str) -> None:
     """Take a GPU's engines out of engine.json before the files change, so that it never lists what is not there."""
     manifest = Manifest.read(directory)
     names = [name for name in manifest.files if name.startswith(f"tensorrt/{sm}/")]
@@ -254,7 +258,7 @@ def _forget(directory: Path, sm: str) -> None:
     manifest.write(directory)
 
 
-def _remember(
+def _register(
     directory: Path, steps: list[Step], number: int, built: dict[str, dict[str, Any]], records: dict[str, FileRecord]
 ) -> None:
     first, sm = steps[0], f"sm{number}"
@@ -268,7 +272,7 @@ def _remember(
         "graphs": {step.name: step.file(number) for step in steps},
         "profiles": {
             step.name: [
-                {"name": profile.name, "axes": {k: [r.least, r.typical, r.most] for k, r in profile.axes.items()}}
+                {"name": profile.name, "axes": {k: [r.min, r.opt, r.max] for k, r in profile.axes.items()}}
                 for profile in step.profiles
             ]
             for step in steps

@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, inliner
 
 from jakiro_export.errors import ExportError
+from jakiro_export.ops import DOMAIN
 
-DOMAIN = "jakiro"
 _BITS: dict[int, int] = {
     TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,
@@ -118,14 +118,14 @@ def check_types(graph: Graph, sm: int) -> None:
             f"{graph.path.name} has float64 values, which make its sums exact on a CPU and which TensorRT does not take; "
             "export the engine with --precision fp16, or with --precision fp32 --equality numerical."
         )
-    for types, name, least in (
+    for types, name, minimum in (
         ((TensorProto.BFLOAT16,), "bfloat16", 80),
         (_INT4, "int4", 80),
         (_FLOAT8, "float8", 89),
     ):
-        if graph.types.intersection(types) and sm < least:
+        if graph.types.intersection(types) and sm < minimum:
             raise ExportError(
-                f"{graph.path.name} has {name} values, which need a GPU of sm{least} or newer, and sm{sm} is asked for; "
+                f"{graph.path.name} has {name} values, which need a GPU of sm{minimum} or newer, and sm{sm} is asked for; "
                 "export the engine with --precision fp16."
             )
 

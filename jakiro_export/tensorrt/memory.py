@@ -20,21 +20,21 @@ COPIES = 5.0  # of the weights
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes. host: main memory; device: the GPU's own, nothing of it ahead of time."""
 
     host: int
     device: int
 
 
-def estimate(graph: Graph, profiles: list[Profile], workspace: int, on_device: bool) -> Need:
+def estimate(graph: Graph, profiles: list[Profile], workspace: int, on_device: bool) -> MemoryEstimate:
     """What building one graph's engine needs. workspace: bytes the builder may use for temporary values."""
     host = LIBRARIES + int(COPIES * graph.weight_bytes)
     if not on_device:
-        return Need(host, 0)
+        return MemoryEstimate(host, 0)
     tensors = [*graph.inputs, *graph.outputs]
-    largest = max(sum(tensor.bytes(profile.most()) for tensor in tensors) for profile in profiles)
-    return Need(host, graph.weight_bytes + largest + workspace)
+    largest = max(sum(tensor.bytes(profile.longest()) for tensor in tensors) for profile in profiles)
+    return MemoryEstimate(host, graph.weight_bytes + largest + workspace)
 
 
 def available() -> int | None:
@@ -47,7 +47,7 @@ def available() -> int | None:
     return values.get("MemAvailable")
 
 
-def check(need: Need, free: int | None, device_free: int | None, shared: bool, what: str) -> None:
+def check(need: MemoryEstimate, free: int | None, device_free: int | None, shared: bool, what: str) -> None:
     """Holds a need against what there is. shared: host and GPU use the same memory, as on a Jetson.
 
     Raises:

@@ -9,16 +9,16 @@ from jakiro_export.tensorrt.graphs import Graph, Tensor
 from jakiro_runtime.decoding.kv_cache import FIRST_BUCKET, bucket
 from jakiro_runtime.format.manifest import Manifest
 
-_TYPICAL_CAPACITY = 1024
+_OPT_CAPACITY = 1024
 
 
 @dataclass(frozen=True)
 class Range:
-    """The lengths of one axis: at least, tuned for, at most."""
+    """The lengths of one axis, in TensorRT's words: the least, the one it is tuned for, the most."""
 
-    least: int
-    typical: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Profile:
     name: str
     axes: dict[str, Range]
 
-    def most(self) -> dict[str, int]:
+    def longest(self) -> dict[str, int]:
         """The longest of every axis."""
-        return {axis: reach.most for axis, reach in self.axes.items()}
+        return {axis: reach.max for axis, reach in self.axes.items()}
 
     def shapes(self, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """(least, typical, most) of an input's shape."""
+        """(min, opt, max) of an input's shape."""
 
         def shape(which: str) -> tuple[int, ...]:
             return tuple(getattr(self.axes[dim], which) if isinstance(dim, str) else dim for dim in tensor.dims)
 
-        return shape("least"), shape("typical"), shape("most")
+        return shape("min"), shape("opt"), shape("max")
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def profiles(kind: str, graph: Graph, manifest: Manifest, limits: Limits) -> lis
         raise UsageError(f"--max-context {context} is more than the {manifest.model.max_context} positions of this engine.")
     tree_rows = manifest.draft.nodes + 1 if kind == "target" else manifest.draft.levels + 1
     chunk = max(limits.chunk, tree_rows)
-    most = bucket(context + chunk)
+    last = bucket(context + chunk)
     common = {
         "batch": Range(1, 1, limits.batch),
-        "capacity": Range(FIRST_BUCKET, min(_TYPICAL_CAPACITY, most), most),
+        "capacity": Range(FIRST_BUCKET, min(_OPT_CAPACITY, last), last),
     }
     tree = {**common, "rows": Range(1, tree_rows, tree_rows), "selected": Range(1, tree_rows, tree_rows)}
     prompt = {**common, "rows": Range(1, chunk, chunk), "selected": Range(1, 2, 2)}

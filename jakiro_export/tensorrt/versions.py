@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from jakiro_export.errors import ExportError
-from jakiro_runtime.backends import built
+from jakiro_runtime.backends import built_engines
 from jakiro_runtime.errors import EngineError
 
 OLDEST = (10, 3)
@@ -41,7 +41,7 @@ def load(kind: str) -> Api:
         ExportError: it is not installed, does not load, or is of a version this project cannot use
     """
     try:
-        module = built.import_library(kind)
+        module = built_engines.import_library(kind)
     except EngineError as error:
         raise ExportError(str(error)) from error
     api = Api(kind, parse(module.__version__), module)
@@ -60,6 +60,8 @@ def check(kind: str, version: tuple[int, ...]) -> None:
     text = ".".join(map(str, version)) or "of unknown version"
     if kind == "tensorrt-rtx":
         if version[:1] != (NEWEST_RTX_MAJOR,):
-            raise ExportError(f"TensorRT-RTX {text} is installed, but 1.x is expected; {built.INSTALL[kind]}.")
+            raise ExportError(f"TensorRT-RTX {text} is installed, but 1.x is expected; {built_engines.INSTALL[kind]}.")
     elif version[:2] < OLDEST or version[0] > NEWEST_MAJOR:
-        raise ExportError(f"TensorRT {text} is installed, but 10.3 to {NEWEST_MAJOR}.x is expected; {built.INSTALL[kind]}.")
+        raise ExportError(
+            f"TensorRT {text} is installed, but 10.3 to {NEWEST_MAJOR}.x is expected; {built_engines.INSTALL[kind]}."
+        )

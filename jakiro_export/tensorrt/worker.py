@@ -1,7 +1,7 @@
-"""One build in a process of its own, because a builder may crash or abort: python -m jakiro_export.tensorrt.worker < job.json
+"""One build in a process of its own, because a builder may crash or abort: python -m jakiro_export.tensorrt.worker < request
 
 The last line of its output is a JSON object: "engine_bytes", "peak_bytes" (of this process), "seconds" and "layers"; or
-"error", one sentence, with exit status 1. The engine appears under its name when it is complete. `Job` says what to do.
+"error", one sentence, with exit status 1. The engine appears under its name when it is complete. `BuildRequest` says what to do.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jakiro_export.tensorrt import versions
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildRequest:
     """What to build.
 
     kind: "tensorrt" or "tensorrt-rtx"
     model: the ONNX file to parse; source: the file that its weights' places are relative to
     profiles: for each, the three shapes of every input by name
-    sms: the GPUs to build for ahead of time, such as 86; none builds for the GPU of this machine
+    compute_capabilities: of the GPUs to build for ahead of time, such as 86; none builds for the GPU of this machine
     plugin: a plugin library to load first, or None
     workspace: bytes for temporary values; level: the builder's effort, 0 to 5
     """
@@ -37,7 +37,7 @@ class Job:
     source: str
     output: str
     profiles: list[dict[str, list[list[int]]]]
-    sms: list[int] = field(default_factory=list)
+    compute_capabilities: list[int] = field(default_factory=list)
     plugin: str | None = None
     timing_cache: str | None = None
     workspace: int = 1 << 30
@@ -49,18 +49,18 @@ class Job:
         return json.dumps(asdict(self))
 
 
-def build(job: Job) -> dict[str, Any]:
+def build(request: BuildRequest) -> dict[str, Any]:
     """Builds and writes one engine.
 
     Raises:
         ExportError: TensorRT refuses the graph, the shapes or the GPU; the message has its own words
     """
     start = time.monotonic()
-    api = versions.load(job.kind)
+    api = versions.load(request.kind)
     trt = api.module
     logger = _logger(trt)
-    if job.plugin is not None:
-        _load_plugin(trt, job.plugin)
+    if request.plugin is not None:
+        _load_plugin(trt, request.plugin)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a null pointer
@@ -68,20 +68,20 @@ def build(job: Job) -> dict[str, Any]:
         raise ExportError(f"TensorRT {api.text} makes no builder here: {reason}") from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(Path(job.model).read_bytes(), job.source):
+    if not parser.parse(Path(request.model).read_bytes(), request.source):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [logger.last]
-        raise ExportError(f"TensorRT's parser refuses {Path(job.source).name}: {_line(reasons[0])}")
+        raise ExportError(f"TensorRT's parser refuses {Path(request.source).name}: {_line(reasons[0])}")
     config = builder.create_builder_config()
-    _configure(trt, config, job)
-    _add_profiles(builder, network, config, job.profiles)
-    cache = _open_cache(config, job)
+    _configure(trt, config, request)
+    _add_profiles(builder, network, config, request.profiles)
+    cache = _open_cache(config, request)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ExportError(f"TensorRT's builder refuses {Path(job.source).name}: {_line(logger.last)}")
+        raise ExportError(f"TensorRT's builder refuses {Path(request.source).name}: {_line(logger.last)}")
     data = memoryview(engine)
-    _write(Path(job.output), data)
-    if cache is not None and job.timing_cache is not None:
-        _write(Path(job.timing_cache), memoryview(cache.serialize()))
+    _write(Path(request.output), data)
+    if cache is not None and request.timing_cache is not None:
+        _write(Path(request.timing_cache), memoryview(cache.serialize()))
     seconds = round(time.monotonic() - start, 2)
     return {"engine_bytes": data.nbytes, "peak_bytes": _peak(), "seconds": seconds, "layers": network.num_layers}
 
@@ -110,16 +110,16 @@ def _load_plugin(trt: Any, path: str) -> None:
         raise ExportError(f"TensorRT does not load the plugin library {path}; build it on this machine, see plugins/README.md.")
 
 
-def _configure(trt: Any, config: Any, job: Job) -> None:
-    config.builder_optimization_level = job.level
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
-    if job.full_float32:
+def _configure(trt: Any, config: Any, request: BuildRequest) -> None:
+    config.builder_optimization_level = request.level
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
+    if request.full_float32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if job.strip_weights:
+    if request.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if job.sms:
-        config.num_compute_capabilities = len(job.sms)
-        for number, sm in enumerate(job.sms):
+    if request.compute_capabilities:
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for number, sm in enumerate(request.compute_capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), number)
 
 
@@ -130,19 +130,18 @@ def _add_profiles(builder: Any, network: Any, config: Any, profiles: list[dict[s
         for name in names:
             if name not in shapes:
                 raise ExportError(f"Profile {number} says no shapes for the input {name}.")
-            least, typical, most = shapes[name]
             try:
-                profile.set_shape(name, least, typical, most)
+                profile.set_shape(name, *shapes[name])
             except (ValueError, TypeError) as error:
                 raise ExportError(f"The shapes {shapes[name]} of {name} make no profile: {_line(str(error))}") from error
         if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"TensorRT refuses profile {number}: least, typical and most do not follow each other.")
+            raise ExportError(f"TensorRT refuses profile {number}: min, opt and max do not follow each other.")
 
 
-def _open_cache(config: Any, job: Job) -> Any:
-    if job.timing_cache is None:
+def _open_cache(config: Any, request: BuildRequest) -> Any:
+    if request.timing_cache is None:
         return None
-    path = Path(job.timing_cache)
+    path = Path(request.timing_cache)
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     config.set_timing_cache(cache, False)
     return cache
@@ -170,9 +169,9 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    """Reads a job, builds it, says how it went."""
+    """Reads a request, builds it, says how it went."""
     try:
-        print(json.dumps(build(Job(**json.load(sys.stdin)))), flush=True)
+        print(json.dumps(build(BuildRequest(**json.load(sys.stdin)))), flush=True)
     except ExportError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         sys.exit(1)

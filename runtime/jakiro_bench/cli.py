@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jakiro_runtime.cli import BACKENDS
+from jakiro_runtime.backends import BACKENDS
 
 if TYPE_CHECKING:
     from jakiro_bench.prompts import Prompt

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from jakiro_runtime.backends import Graph, Options, choose, open_graphs
+from jakiro_runtime.backends import BackendOptions, Graph, open_graphs, select_backend
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.format.integrity import check_integrity
 from jakiro_runtime.format.manifest import EXPORT_AGAIN, Manifest
@@ -65,23 +65,23 @@ def open_bundle(
     """Open an engine directory; arguments and errors as `Engine.open`."""
     folder = Path(directory)
     manifest = Manifest.read(folder)
-    name = choose(manifest, backend)
+    name = select_backend(manifest, backend)
     # engines for GPUs are the backend's to check, once it knows which of them it loads
     ours = [file for file in manifest.files if check_files or not file.startswith("tensorrt/")]
     check_integrity(manifest, folder, check_files, ours)
-    opened = open_graphs(folder, manifest, name, Options(threads, Path(plugin).absolute() if plugin else None))
-    if opened.max_context is not None:
-        most = min(manifest.model.max_context, opened.max_context)
+    loaded = open_graphs(folder, manifest, name, BackendOptions(threads, Path(plugin).absolute() if plugin else None))
+    if loaded.max_context is not None:
+        most = min(manifest.model.max_context, loaded.max_context)
         manifest = replace(manifest, model=replace(manifest.model, max_context=most))
     return Bundle(
         manifest,
-        opened.target,
-        opened.draft,
+        loaded.target,
+        loaded.draft,
         read_tokenizer(folder / "tokenizer.json"),
         ChatTemplate.read(folder),
         frozenset(manifest.model.eos_token_ids),
         name,
-        flexible_rows=name == "onnxruntime",
+        loaded.flexible_rows,
     )
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
+from jakiro_runtime.backends import BACKENDS
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import UsageError, cli_errors
 from jakiro_runtime.sampling import Sampling
 from jakiro_runtime.session import Session
-
-BACKENDS = ("auto", "onnxruntime", "cuda", "tensorrt", "tensorrt-rtx")
 
 _EPILOG = """\b
 Examples:

@@ -78,10 +78,10 @@ def recorded(directory: Path, backend: str, prompt: Sequence[int]) -> dict[str, 
     for _ in session.generate(prompt, 16):
         pass
     decoder = session._decoder
-    assert decoder.draft is not None
+    assert decoder.proposer.draft is not None
     found = {}
-    for name, call in (("target", decoder.target), ("draft", decoder.draft)):
-        found[name] = [shaped._binding._recording is not None for shaped in call._shaped.values()]  # type: ignore[attr-defined]
+    for name, call in (("target", decoder.target), ("draft", decoder.proposer.draft)):
+        found[name] = [shaped._binding._recording is not None for shaped in call._bound.values()]  # type: ignore[attr-defined]
         assert any(found[name]), f"no call of the {name} was recorded"
     return {name: f"{sum(flags)} of {len(flags)} shapes" for name, flags in found.items()}
 

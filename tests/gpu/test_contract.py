@@ -15,7 +15,7 @@ import checks
 import plugin_library
 from jakiro_export.tensorrt.building import AHEAD_OF_TIME
 from jakiro_runtime import Engine
-from jakiro_runtime.backends import built, gpu
+from jakiro_runtime.backends import built_engines, gpu
 from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime
 from jakiro_runtime.format.manifest import Manifest
 
@@ -35,11 +35,11 @@ def backend(request: pytest.FixtureRequest, directory: Path, device: gpu.Device)
     name = str(request.param)
     if name == "cuda":
         return name
-    if not any(map(find_spec, built.PACKAGES[name])):
-        pytest.skip(f"{built.PRODUCTS[name]} is not installed: {built.INSTALL[name]}")
+    if not any(map(find_spec, built_engines.PACKAGES[name])):
+        pytest.skip(f"{built_engines.PRODUCTS[name]} is not installed: {built_engines.INSTALL[name]}")
     if name == "tensorrt-rtx" and device.sm not in AHEAD_OF_TIME:
         pytest.skip(f"TensorRT-RTX builds nothing for sm{device.sm}")
-    mine = built.read(Manifest.read(directory)).get(device.sm)
+    mine = built_engines.read(Manifest.read(directory)).get(device.sm)
     if mine is None or mine.runtime != name or mine.plugin:
         jakiro_build(directory, *(["--ahead-of-time", f"sm{device.sm}"] if name == "tensorrt-rtx" else []))
     return name
@@ -101,8 +101,8 @@ def test_engines_with_the_plugin(
     directory: Path, reference: Engine, prompts: list[list[int]], plugin: Path, note: Note, device: gpu.Device
 ) -> None:
     """Last: it replaces the engines."""
-    if not any(map(find_spec, built.PACKAGES["tensorrt"])):
-        pytest.skip(f"TensorRT is not installed: {built.INSTALL['tensorrt']}")
+    if not any(map(find_spec, built_engines.PACKAGES["tensorrt"])):
+        pytest.skip(f"TensorRT is not installed: {built_engines.INSTALL['tensorrt']}")
     jakiro_build(directory, "--plugin", plugin)
     note("tokens with the plugin", checks.tokens(directory, reference, "tensorrt", prompts, plugin=plugin))
     note("speed with the plugin", checks.speed(directory, "tensorrt", prompts[1], plugin=plugin))

@@ -15,9 +15,9 @@ from jakiro_export.tensorrt import building
 
 def plan_instead_of_building(step: building.Step, folder: Path) -> dict[str, Any]:
     """What the fake TensorRT takes for an engine."""
-    orders = building.job(step, step.graph.path, folder)
-    Path(orders.output).write_text(json.dumps({"onnx": orders.source, "profiles": orders.profiles}))
-    return {"engine_bytes": Path(orders.output).stat().st_size, "peak_bytes": 0, "seconds": 0.0, "layers": 1}
+    request = building.request(step, step.graph.path, folder)
+    Path(request.output).write_text(json.dumps({"onnx": request.source, "profiles": request.profiles}))
+    return {"engine_bytes": Path(request.output).stat().st_size, "peak_bytes": 0, "seconds": 0.0, "layers": 1}
 
 
 def built_for(engine: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Path:

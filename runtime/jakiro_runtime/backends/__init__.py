@@ -5,8 +5,9 @@ A backend is a module of this package with a function `open_graphs`. Nothing els
 onnxruntime  ONNX Runtime on the CPU
 cuda         ONNX Runtime on an NVIDIA GPU
 tensorrt     engines that jakiro-build made: TensorRT, or TensorRT-RTX
-host, cuda_memory   where tensors live: NumPy arrays, or a GPU's memory
-gpu, built   which GPU this machine has; which of a directory's engines are for it
+host, cuda_memory    where tensors live: NumPy arrays, or a GPU's memory
+gpu, built_engines   which GPU this machine has; which of a directory's engines are for it
+evaluate             one call of a graph with NumPy arrays
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jakiro_runtime.errors import UsageError
 from jakiro_runtime.format.manifest import Manifest
 
 _MODULES = {"onnxruntime": "onnxruntime", "cuda": "cuda", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt"}
-NAMES = ("auto", *_MODULES)
+BACKENDS = ("auto", *_MODULES)
 
 
 class Array(Protocol):
@@ -96,44 +97,51 @@ class Graph(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
+class BackendOptions:
     """threads: for the CPU, None takes one per physical core; plugin: libjakiro_plugins.so, for GPUs that run TensorRT."""
 
     threads: int | None = None
     plugin: Path | None = None
 
 
-class Opened(NamedTuple):
-    """An engine's two graphs. max_context: the most positions they were built for; None where only the model limits them."""
+class LoadedGraphs(NamedTuple):
+    """An engine's two graphs.
+
+    flexible_rows: a call may have any number of rows; False where the graphs were built for the tree's rows and a prompt's
+    max_context: the most positions they were built for; None where only the model limits them
+    """
 
     target: Graph
     draft: Graph
+    flexible_rows: bool
     max_context: int | None = None
 
 
-def choose(manifest: Manifest, name: str = "auto") -> str:
+def select_backend(manifest: Manifest, name: str = "auto") -> str:
     """The backend to use: `name`, and for "auto" the engines that were built for this machine's GPU, else the CPU.
 
     Raises:
         UsageError: no such backend
     """
-    if name not in NAMES:
-        raise UsageError(f"There is no backend {name!r}; known are: {', '.join(NAMES)}.")
+    if name not in BACKENDS:
+        raise UsageError(f"There is no backend {name!r}; known are: {', '.join(BACKENDS)}.")
     if name != "auto":
         return name
-    from jakiro_runtime.backends import built
+    from jakiro_runtime.backends import built_engines
 
-    return built.usable(manifest) or "onnxruntime"
+    mine = built_engines.for_this_gpu(manifest)
+    return mine.runtime if mine is not None and built_engines.is_available(mine.runtime) else "onnxruntime"
 
 
-def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
-    """Open both graphs of an engine directory with the backend `name`, one of NAMES but "auto".
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:
+    """Open both graphs of an engine directory with the backend `name`, one of BACKENDS but "auto".
 
     Raises:
         EngineError: its package is not installed, there is no GPU for it, or it refuses the graphs
     """
-    opened: Opened = import_module(f"jakiro_runtime.backends.{_MODULES[name]}").open_graphs(folder, manifest, name, options)
-    return opened
+    backend = import_module(f"jakiro_runtime.backends.{_MODULES[name]}")
+    loaded: LoadedGraphs = backend.open_graphs(folder, manifest, name, options)
+    return loaded
 
 
 def runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:

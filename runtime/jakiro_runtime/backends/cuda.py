@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backends import Buffers, Opened, Options
-from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime
+from jakiro_runtime.backends import BackendOptions, Buffers, LoadedGraphs
+from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.backends.onnxruntime import dtypes, load, open_session, session_options
 from jakiro_runtime.errors import EngineError
@@ -21,7 +21,7 @@ from jakiro_runtime.format.manifest import Manifest
 _PROVIDER = "CUDAExecutionProvider"
 
 
-def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:
     """Open the ONNX files of an engine directory on the GPU.
 
     Raises:
@@ -47,7 +47,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
                 "'onnxruntime-gpu[cuda,cudnn]'"
             )
         graphs.append(CudaGraph(session, runtime, plugin))
-    return Opened(graphs[0], graphs[1])
+    return LoadedGraphs(graphs[0], graphs[1], flexible_rows=True)
 
 
 class CudaGraph:
@@ -61,8 +61,7 @@ class CudaGraph:
         return CudaMemory(self._runtime, self._plugin)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> CudaBinding:
-        memory = next(array.memory for array in (*inputs.values(), *outputs.values()) if isinstance(array, DeviceArray))
-        return CudaBinding(self._session, memory, inputs, outputs)
+        return CudaBinding(self._session, memory_of(inputs, outputs), inputs, outputs)
 
 
 class CudaBinding:

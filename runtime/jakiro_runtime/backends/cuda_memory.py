@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from jakiro_runtime.backends import Pair, append_runs
+from jakiro_runtime.backends import Buffers, Pair, append_runs
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
 
@@ -194,13 +194,7 @@ class CudaMemory:
     def copy_box(
         self, to: int, source: int, extent: tuple[int, int, int], to_pitch: tuple[int, int], source_pitch: tuple[int, int]
     ) -> None:
-        """Copy depth x height runs of bytes, to or from the device.
-
-        Args:
-            to, source: addresses
-            extent: (width in bytes, height, depth)
-            to_pitch, source_pitch: (bytes from one run to the next, runs from one slice to the next)
-        """
+        """Copy depth x height runs of bytes; as `DeviceMemory` asks."""
         runtime = self._runtime
         box = runtime.cudaMemcpy3DParms()
         box.srcPtr = runtime.make_cudaPitchedPtr(source, source_pitch[0], extent[0], source_pitch[1])
@@ -233,6 +227,13 @@ class CudaMemory:
         """Wait until everything on the stream is done."""
         _check(self._runtime, self._runtime.cudaStreamSynchronize(self.stream))
         self._launched.clear()
+
+
+def memory_of(inputs: Buffers, outputs: Buffers) -> CudaMemory:
+    """The memory that a call's device arrays lie in."""
+    arrays = (*inputs.values(), *outputs.values())
+    found = [array.memory for array in arrays if isinstance(array, DeviceArray)]
+    return cast(CudaMemory, found[0])
 
 
 def _give_back(free: Any, runtime: Any, stream: int, address: int) -> None:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from jakiro_runtime.backends.cuda_memory import CudaMemory
+
+class DeviceMemory(Protocol):
+    """What an array needs of the memory it lies in."""
+
+    def copy_box(
+        self, to: int, source: int, extent: tuple[int, int, int], to_pitch: tuple[int, int], source_pitch: tuple[int, int]
+    ) -> None:
+        """Copy depth x height runs of bytes, to or from the device.
+
+        Args:
+            to, source: addresses
+            extent: (width in bytes, height, depth)
+            to_pitch, source_pitch: (bytes from one run to the next, runs from one slice to the next)
+        """
+
+    def synchronize(self) -> None:
+        """Wait until every copy is done."""
 
 
 class DeviceArray:
@@ -20,7 +35,7 @@ class DeviceArray:
 
     def __init__(
         self,
-        memory: CudaMemory,
+        memory: DeviceMemory,
         address: int,
         shape: tuple[int, ...],
         dtype: np.dtype,
@@ -31,7 +46,7 @@ class DeviceArray:
         self._base = base  # whose memory this is; kept alive
 
     @staticmethod
-    def dense(memory: CudaMemory, address: int, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+    def dense(memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
         """In row-major order without gaps."""
         strides = tuple(dtype.itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DeviceArray(memory, address, shape, dtype, strides)
@@ -117,7 +132,7 @@ def _copy(box: DeviceArray, source: int, source_strides: Sequence[int], to: int,
         _copy_axes(box.memory, axes, width, source, to)
 
 
-def _copy_axes(memory: CudaMemory, axes: list[tuple[int, tuple[int, ...]]], width: int, source: int, to: int) -> None:
+def _copy_axes(memory: DeviceMemory, axes: list[tuple[int, tuple[int, ...]]], width: int, source: int, to: int) -> None:
     regular = len(axes) < 2 or all(outer % inner == 0 for outer, inner in zip(axes[0][1], axes[1][1], strict=True))
     if len(axes) > 2 or not regular:  # more than one strided copy can say
         length, (source_step, to_step) = axes[0]

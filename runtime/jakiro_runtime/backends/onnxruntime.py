@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backends import Buffers, Opened, Options
+from jakiro_runtime.backends import BackendOptions, Buffers, LoadedGraphs
 from jakiro_runtime.backends.host import HostMemory
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
@@ -24,14 +24,14 @@ _TYPES = {
 }
 
 
-def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:
     """Open the ONNX files of an engine directory on the CPU.
 
     Raises:
         EngineError: onnxruntime is not installed, or it refuses a file
     """
     target, draft = (open_graph(folder / manifest.graphs[graph], options.threads) for graph in ("target", "draft"))
-    return Opened(target, draft)
+    return LoadedGraphs(target, draft, flexible_rows=True)
 
 
 def open_graph(file: Path, threads: int | None = None) -> OnnxRuntimeGraph:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backends import Array, Buffers, Opened, Options, built
-from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime
+from jakiro_runtime.backends import Array, BackendOptions, Buffers, LoadedGraphs, built_engines
+from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.integrity import check_integrity
@@ -32,15 +32,15 @@ _TYPES = {
 _REGISTERED: set[Path] = set()
 
 
-def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -> Opened:
+def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:
     """Load the engines for this machine's GPU. `name`: "tensorrt" or "tensorrt-rtx".
 
     Raises:
         EngineError: there are none, or no GPU, or no library; or the library refuses them
     """
-    mine = built.pick(manifest, name)
+    mine = built_engines.find_engine(manifest, name)
     check_integrity(manifest, folder, only=mine.graphs.values())
-    trt = built.import_library(name)
+    trt = built_engines.import_library(name)
     runtime = load_runtime()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None
     logger = _logger(trt)
@@ -58,13 +58,13 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: Options) -
             engine = loader.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
-                f"{built.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} built: "
-                f"{logger.last or 'it gives no reason'}; run jakiro-build again with the version that is to run it."
+                f"{built_engines.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} "
+                f"built: {logger.last or 'it gives no reason'}; run jakiro-build again with the version that is to run it."
             )
         if mine.stripped:
             _refit(trt, logger, engine, folder / manifest.graphs[graph])
         graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
-    return Opened(graphs[0], graphs[1], mine.context)
+    return LoadedGraphs(graphs[0], graphs[1], flexible_rows=False, max_context=mine.context)
 
 
 def register(trt: Any, plugin: Path) -> None:
@@ -133,8 +133,7 @@ class TensorRTGraph:
         return CudaMemory(self._runtime, self._plugin)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> TensorRTBinding:
-        memory = next(array.memory for array in (*inputs.values(), *outputs.values()) if isinstance(array, DeviceArray))
-        return TensorRTBinding(self, memory, inputs, outputs)
+        return TensorRTBinding(self, memory_of(inputs, outputs), inputs, outputs)
 
     def profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """The first optimization profile that takes these shapes. Raises EngineError where none does."""

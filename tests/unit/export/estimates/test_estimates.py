@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from jakiro_export.cli.inspect import main
 from jakiro_export.errors import UsageError
 from jakiro_export.estimates import budget, devices, estimate
-from jakiro_export.estimates.work import SIZES, Sizes, of_graph
+from jakiro_export.estimates.cost_model import SIZES, Sizes, of_graph
 from jakiro_export.tensorrt import graphs
 from paths import ROOT
 

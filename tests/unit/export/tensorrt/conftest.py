@@ -22,11 +22,13 @@ def engine(half_engine: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX on the path of this process and of those it starts."""
+def rtx(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """TensorRT-RTX on the path of this process and of those it starts: its wheels' folders, none where it is installed."""
     if RTX_INSTALLED:
-        return
-    folders = [str(plugin_wheels.unpacked(f"tensorrt-rtx-cu13-{part}=={RTX}")) for part in ("bindings", "libs")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        return []
+    folders = [plugin_wheels.unpacked(f"tensorrt-rtx-cu13-{part}=={RTX}") for part in ("bindings", "libs")]
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*map(str, folders), *([before] if before else [])]))
     for folder in folders:
-        monkeypatch.syspath_prepend(folder)
+        monkeypatch.syspath_prepend(str(folder))
+    return folders

@@ -21,7 +21,7 @@ from jakiro_export.cli.build import main
 from jakiro_export.errors import ExportError
 from jakiro_export.tensorrt import building, graphs, memory
 from jakiro_export.tensorrt.profiles import Limits, profiles
-from jakiro_export.tensorrt.worker import Job
+from jakiro_export.tensorrt.worker import BuildRequest
 from jakiro_runtime.format.integrity import check_integrity
 from jakiro_runtime.format.manifest import Manifest
 
@@ -51,7 +51,7 @@ def check_record(engine: Path, sm: int) -> None:
         assert entry["builds"][name]["peak_bytes"] < need.host, "the estimate that was made before it started"
 
 
-def test_the_tiny_engine_for_an_rtx_30(engine: Path, rtx: None) -> None:
+def test_the_tiny_engine_for_an_rtx_30(engine: Path, rtx: list[Path]) -> None:
     build(engine, "--ahead-of-time", "sm86")
     check_record(engine, 86)
     assert sorted(file.name for file in (engine / "tensorrt").iterdir()) == ["sm86"], "nothing unfinished is left"
@@ -59,13 +59,13 @@ def test_the_tiny_engine_for_an_rtx_30(engine: Path, rtx: None) -> None:
 
 @pytest.mark.slow
 @every_gpu
-def test_the_tiny_engine_for_every_gpu(engine: Path, rtx: None, sm: int) -> None:
+def test_the_tiny_engine_for_every_gpu(engine: Path, rtx: list[Path], sm: int) -> None:
     build(engine, "--ahead-of-time", f"sm{sm}")
     check_record(engine, sm)
 
 
 @pytest.mark.slow
-def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: None) -> None:
+def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: list[Path]) -> None:
     engine = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="bf16", bitwise=False, verify=False)
     build(engine, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME if sm >= 80))
     for sm in building.AHEAD_OF_TIME[1:]:
@@ -73,11 +73,11 @@ def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, t
     with pytest.raises(ExportError, match="bfloat16.*sm80 or newer"):
         building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [75], building.Settings())
     with pytest.raises(ExportError, match="Cannot compile for.*sm75"):  # and so says the builder, of one among others
-        building.run_job(replace(orders(engine, tmp_path), sms=[75, 86]))
+        building.run_request(replace(request(engine, tmp_path), compute_capabilities=[75, 86]))
 
 
 @pytest.mark.slow
-def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path, rtx: None) -> None:
+def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path, rtx: list[Path]) -> None:
     build(engine, "--ahead-of-time", "sm86,sm120")
     build(engine, "--ahead-of-time", "sm86", "--chunk", "32")
     check_record(engine, 86)
@@ -87,14 +87,14 @@ def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path,
     assert entries["sm120"]["profiles"]["target"][1]["axes"]["rows"] == [1, 128, 128]
 
 
-def test_stripping_weights_needs_a_driver(engine: Path, tmp_path: Path, rtx: None) -> None:
+def test_stripping_weights_needs_a_driver(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
     """Why jakiro-build refuses --strip-weights ahead of time. Should this fail one day, it can stop doing so."""
     with pytest.raises(ExportError, match="CUDA_SUCCESS"):
-        building.run_job(replace(orders(engine, tmp_path), strip_weights=True))
+        building.run_request(replace(request(engine, tmp_path), strip_weights=True))
 
 
 @pytest.mark.slow
-def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_jetpack_6: Path, rtx: None) -> None:
+def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_jetpack_6: Path, rtx: list[Path]) -> None:
     """Opset 20, its norms and rotary embeddings written as primitives: what TensorRT 10.3 parses. Here RTX does."""
     engine = Path(shutil.copytree(tiny_jetpack_6, tmp_path / "engine"))
     build(engine, "--ahead-of-time", "sm89")
@@ -118,7 +118,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_smollm2_for_every_gpu(smollm2: Path, rtx: None) -> None:
+def test_smollm2_for_every_gpu(smollm2: Path, rtx: list[Path]) -> None:
     """One engine a graph, as a user would build for all of them; the tiny one was built for each by itself."""
     build(smollm2, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME), "--max-context", "2048")
     for sm in building.AHEAD_OF_TIME:
@@ -130,26 +130,26 @@ def test_smollm2_for_every_gpu(smollm2: Path, rtx: None) -> None:
 # What must not work: the builder looks at what it is given.
 
 
-def orders(engine: Path, folder: Path, name: str = "draft") -> Job:
+def request(engine: Path, folder: Path, name: str = "draft") -> BuildRequest:
     manifest = Manifest.read(engine)
     steps = building.plan(engine, manifest, "tensorrt-rtx", [86], building.Settings(Limits(chunk=16)))
     step = next(step for step in steps if step.name == name)
     model = folder / "model.onnx"
     model.write_bytes(graphs.with_bodies(step.graph))
-    return building.job(step, model, folder)
+    return building.request(step, model, folder)
 
 
-def test_a_job_without_profiles(engine: Path, tmp_path: Path, rtx: None) -> None:
+def test_a_request_without_profiles(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
     with pytest.raises(ExportError, match="no optimization profile"):
-        building.run_job(replace(orders(engine, tmp_path), profiles=[]))
+        building.run_request(replace(request(engine, tmp_path), profiles=[]))
     assert not (tmp_path / "draft.engine").exists()
 
 
-def test_a_profile_without_one_of_the_inputs(engine: Path, tmp_path: Path, rtx: None) -> None:
-    job = orders(engine, tmp_path)
-    profile = {name: shapes for name, shapes in job.profiles[0].items() if name != "past_key"}
+def test_a_profile_without_one_of_the_inputs(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
+    asked = request(engine, tmp_path)
+    profile = {name: shapes for name, shapes in asked.profiles[0].items() if name != "past_key"}
     with pytest.raises(ExportError, match="past_key"):
-        building.run_job(replace(job, profiles=[profile]))
+        building.run_request(replace(asked, profiles=[profile]))
 
 
 @pytest.mark.parametrize(
@@ -161,27 +161,27 @@ def test_a_profile_without_one_of_the_inputs(engine: Path, tmp_path: Path, rtx: 
     ],
 )
 def test_a_profile_of_the_wrong_shape(
-    engine: Path, tmp_path: Path, rtx: None, change: Callable[[list[list[int]]], list[list[int]]], words: str
+    engine: Path, tmp_path: Path, rtx: list[Path], change: Callable[[list[list[int]]], list[list[int]]], words: str
 ) -> None:
-    job = orders(engine, tmp_path)
-    wrong = {**job.profiles[0], "past_key": change(job.profiles[0]["past_key"])}
+    asked = request(engine, tmp_path)
+    wrong = {**asked.profiles[0], "past_key": change(asked.profiles[0]["past_key"])}
     with pytest.raises(ExportError, match=words):
-        building.run_job(replace(job, profiles=[wrong]))
+        building.run_request(replace(asked, profiles=[wrong]))
     assert not (tmp_path / "draft.engine").exists()
 
 
-def test_an_input_of_the_wrong_type(engine: Path, tmp_path: Path, rtx: None) -> None:
+def test_an_input_of_the_wrong_type(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
     """Strongly typed: a cache in float where the graph multiplies halves is no graph."""
-    job = orders(engine, tmp_path)
-    model = onnx.load(job.model, load_external_data=False)
+    asked = request(engine, tmp_path)
+    model = onnx.load(asked.model, load_external_data=False)
     cache = next(value for value in model.graph.input if value.name == "past_key")
     cache.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    Path(job.model).write_bytes(model.SerializeToString())
+    Path(asked.model).write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="Half and `B` is of type Float"):
-        building.run_job(job)
+        building.run_request(asked)
 
 
-def test_a_graph_with_an_operator_that_does_not_exist(engine: Path, tmp_path: Path, rtx: None) -> None:
+def test_a_graph_with_an_operator_that_does_not_exist(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
     step = building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [86], building.Settings())[1]
     next(node for node in step.graph.model.graph.node if node.op_type == "MatMul").op_type = "MatMuddle"
     with pytest.raises(ExportError, match="parser refuses.*--opset 20") as raised:
@@ -211,7 +211,7 @@ def test_a_builder_that_dies(engine: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(module.parent), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(ExportError, match=words):
-        building.run_job(orders(engine, tmp_path))
+        building.run_request(request(engine, tmp_path))
 
 
 def test_a_failed_build_leaves_what_was_there(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

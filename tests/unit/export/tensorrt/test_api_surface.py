@@ -130,11 +130,10 @@ def test_every_call_exists_in(version: str, libraries: Path) -> None:
     assert {f"DataType.{name}" for name in jakiro_runtime.backends.tensorrt._TYPES} <= known
 
 
-def test_every_call_exists_in_tensorrt_rtx(rtx: None) -> None:
-    folders = [Path(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    module = "tensorrt_rtx_bindings" if folders else "tensorrt_rtx"
+def test_every_call_exists_in_tensorrt_rtx(rtx: list[Path]) -> None:
+    module = "tensorrt_rtx_bindings" if rtx else "tensorrt_rtx"
     used = set().union(*map(calls, SOURCES))
-    assert used - described(module, folders, None) == set()
+    assert used - described(module, rtx, None) == set()
 
 
 def test_calls_that_some_version_lacks_would_be_found(libraries: Path) -> None:

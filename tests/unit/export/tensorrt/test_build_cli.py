@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from jakiro_export.cli.build import main
 from jakiro_export.tensorrt import memory
-from jakiro_runtime.backends import built
+from jakiro_runtime.backends import built_engines
 from jakiro_runtime.backends import gpu as device
 
 
@@ -64,7 +64,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, sm: int = 87, free: int = 8 << 30, sh
 
 def test_without_tensorrt(half_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_gpu(monkeypatch)
-    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",), "tensorrt-rtx": ("no_such_module",)})
+    monkeypatch.setattr(built_engines, "PACKAGES", {"tensorrt": ("no_such_module",), "tensorrt-rtx": ("no_such_module",)})
     assert "TensorRT is not installed" in error(call(half_engine), 1)
     assert "TensorRT-RTX is not installed" in error(call(half_engine, "--ahead-of-time", "sm86"), 1)
 
@@ -90,7 +90,7 @@ def test_a_bitwise_engine_is_for_cpus(tiny_engine: Path) -> None:
     assert "--precision fp16" in said
 
 
-def test_too_little_memory(half_engine: Path, monkeypatch: pytest.MonkeyPatch, rtx: None) -> None:
+def test_too_little_memory(half_engine: Path, monkeypatch: pytest.MonkeyPatch, rtx: list[Path]) -> None:
     monkeypatch.setattr(memory, "available", lambda: 100 << 20)
     said = error(call(half_engine, "--ahead-of-time", "sm86"), 1)
     assert "0.6 GiB" in said

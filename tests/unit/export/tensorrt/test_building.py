@@ -97,13 +97,13 @@ def test_profiles_hold_every_shape_of_a_session(half_engine: Path, draft: graphs
         for profile in profiles(kind, graph, manifest, Limits(batch=4, chunk=32)):
             assert set(profile.axes) == set(graph.axes)
             for reach in profile.axes.values():
-                assert 1 <= reach.least <= reach.typical <= reach.most
-            assert profile.axes["batch"].most == 4
-            assert profile.axes["capacity"].most == bucket(manifest.model.max_context + 32)
+                assert 1 <= reach.min <= reach.opt <= reach.max
+            assert profile.axes["batch"].max == 4
+            assert profile.axes["capacity"].max == bucket(manifest.model.max_context + 32)
     tree, prompt = profiles("target", target, manifest, Limits(chunk=32))
-    assert tree.axes["selected"].most == tree.axes["rows"].most == manifest.draft.nodes + 1
-    assert prompt.axes["rows"].most == 32
-    assert profiles("draft", draft, manifest, Limits())[0].axes["rows"].most == manifest.draft.levels + 1
+    assert tree.axes["selected"].max == tree.axes["rows"].max == manifest.draft.nodes + 1
+    assert prompt.axes["rows"].max == 32
+    assert profiles("draft", draft, manifest, Limits())[0].axes["rows"].max == manifest.draft.levels + 1
 
 
 def test_an_axis_that_nobody_knows(half_engine: Path, manifest: Manifest) -> None:

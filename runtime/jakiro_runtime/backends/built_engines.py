@@ -22,7 +22,7 @@ INSTALL = {
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngines:
     """A pair of engines. version: the library's that built them; graphs: files by graph; plugin, stripped: what they need."""
 
     sm: int
@@ -34,13 +34,13 @@ class Built:
     stripped: bool
 
 
-def read(manifest: Manifest) -> dict[int, Built]:
+def read(manifest: Manifest) -> dict[int, BuiltEngines]:
     """What was built, by GPU (a compute capability as a number, such as 87). Raises EngineError for a damaged record."""
     found = {}
     try:
         for name, entry in manifest.extra.get("tensorrt", {}).items():
             sm = int(name.removeprefix("sm"))
-            found[sm] = Built(
+            found[sm] = BuiltEngines(
                 sm, entry["runtime"], entry["version"], dict(entry["graphs"]), entry.get("limits", {}).get("context"),
                 entry["dispatch"] == "plugin", entry["weights"] == "stripped",
             )  # fmt: skip
@@ -51,19 +51,22 @@ def read(manifest: Manifest) -> dict[int, Built]:
     return found
 
 
-def usable(manifest: Manifest) -> str | None:
-    """The backend for the engines that were built for this machine's GPU; None where there are none, or their library is not."""
+def for_this_gpu(manifest: Manifest) -> BuiltEngines | None:
+    """The engines that were built for this machine's GPU; None where there are none, or no GPU."""
     if not manifest.extra.get("tensorrt"):
         return None
     try:
-        mine = read(manifest).get(gpu.find().sm)
+        return read(manifest).get(gpu.find().sm)
     except EngineError:
         return None
-    needed = (*PACKAGES.get(mine.runtime, ()),) if mine else ()
-    return mine.runtime if mine and any(map(find_spec, needed)) and find_spec("cuda") else None
 
 
-def pick(manifest: Manifest, runtime: str) -> Built:
+def is_available(runtime: str) -> bool:
+    """Whether a library is installed for this Python, by its backend's name."""
+    return any(map(find_spec, PACKAGES.get(runtime, ())))
+
+
+def find_engine(manifest: Manifest, runtime: str) -> BuiltEngines:
     """The engines that `runtime` runs on this machine's GPU.
 
     Raises:

@@ -18,8 +18,8 @@ from fake_cuda import FakeCuda
 from jakiro_export.cli.build import after_export
 from jakiro_export.tensorrt import accuracy, building
 from jakiro_runtime import Engine, EngineError, UsageError
-from jakiro_runtime.backends import NAMES, built, choose, cuda_memory, gpu
-from jakiro_runtime.cli import BACKENDS, main
+from jakiro_runtime.backends import built_engines, cuda_memory, gpu, select_backend
+from jakiro_runtime.cli import main
 from jakiro_runtime.format.manifest import Manifest
 from paths import ROOT
 
@@ -35,22 +35,18 @@ def said(*arguments: object) -> str:
     return lines[0]
 
 
-def test_the_command_line_knows_the_backends() -> None:
-    assert BACKENDS == NAMES
-
-
 def test_auto_is_the_cpu_without_engines(tiny_numerical: Path, cuda: FakeCuda) -> None:
-    assert choose(Manifest.read(tiny_numerical)) == "onnxruntime"
+    assert select_backend(Manifest.read(tiny_numerical)) == "onnxruntime"
 
 
 def test_auto_takes_what_was_built_for_this_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(built, "find_spec", lambda name: name)
+    monkeypatch.setattr(built_engines, "find_spec", lambda name: name)
     manifest = Manifest.read(directory)
-    assert choose(manifest) == "tensorrt"
-    monkeypatch.setattr(built, "find_spec", lambda name: None)
-    assert choose(manifest) == "onnxruntime", "built, and its library is not installed"
+    assert select_backend(manifest) == "tensorrt"
+    monkeypatch.setattr(built_engines, "find_spec", lambda name: None)
+    assert select_backend(manifest) == "onnxruntime", "built, and its library is not installed"
     monkeypatch.undo()
-    assert choose(manifest) == "onnxruntime", "built, and no GPU here"
+    assert select_backend(manifest) == "onnxruntime", "built, and no GPU here"
 
 
 def test_an_unknown_backend(tiny_numerical: Path) -> None:
@@ -80,7 +76,7 @@ def test_another_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_library(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
+    monkeypatch.setattr(built_engines, "PACKAGES", {"tensorrt": ("no_such_module",)})
     assert "TensorRT is not installed" in said("--engine", directory, "--backend", "tensorrt")
 
 
@@ -177,7 +173,7 @@ def test_an_export_builds_engines_where_there_is_a_gpu(
     after_export(engine)
     assert list(Manifest.read(engine).extra["tensorrt"]) == ["sm87"]
     other = Path(shutil.copytree(tiny_numerical, tmp_path / "other"))
-    monkeypatch.setattr(built, "PACKAGES", {"tensorrt": ("no_such_module",)})
+    monkeypatch.setattr(built_engines, "PACKAGES", {"tensorrt": ("no_such_module",)})
     capsys.readouterr()
     after_export(other)
     assert "No TensorRT engines were built: TensorRT is not installed" in capsys.readouterr().err

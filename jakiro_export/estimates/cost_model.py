@@ -16,18 +16,18 @@ _PRODUCTS = ("MatMul", "Gemm", "ExpertDispatch")
 
 
 @dataclass(frozen=True)
-class Work:
+class CostModel:
     """One call, and what is kept.
 
     stored: bytes of all weights; read: bytes of weights that a call reads; row_operations: multiplications and additions for
-    each row; products: how many products with weights; slot: bytes of cache for one position of one sequence
+    each row; products: how many products with weights; kv_bytes_per_token: bytes of cache for one position of one sequence
     """
 
     stored: int
     read: int
     row_operations: int
     products: int
-    slot: int
+    kv_bytes_per_token: int
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Sizes:
     def _attention(self, kv_heads: int) -> int:
         return 2 * self.hidden * self.hidden + 2 * self.hidden * kv_heads * self.head_dim
 
-    def target(self) -> Work:
+    def target(self) -> CostModel:
         """One call of target.onnx."""
         layer = self._attention(self.kv_heads) + 3 * self.hidden * self.intermediate
         projection = self.vocab * self.hidden
         used = self.layers * layer + projection
         stored = used + (0 if self.tied else projection)
         slot = 2 * self.layers * self.kv_heads * self.head_dim * self.element
-        return Work(stored * self.element, used * self.element, 2 * used, 4 * self.layers + 1, slot)
+        return CostModel(stored * self.element, used * self.element, 2 * used, 4 * self.layers + 1, slot)
 
-    def draft(self, depth: int) -> Work:
+    def draft(self, depth: int) -> CostModel:
         """One call of draft.onnx: the head over the accepted rows, then once a level, and the last level's projection."""
         head = 2 * self.hidden * self.hidden + self._attention(self.head_kv_heads)
         head += self.experts * 3 * self.hidden * self.inner + (self.experts + 2) * self.hidden
@@ -73,7 +73,7 @@ class Sizes:
         used = depth * head + (depth + 1) * projection
         stored = head + (1 if self.tied else 2) * projection
         slot = 2 * self.head_kv_heads * self.head_dim * self.element
-        return Work(stored * self.element, used * self.element, 2 * used, 7 * depth + 2, slot)
+        return CostModel(stored * self.element, used * self.element, 2 * used, 7 * depth + 2, slot)
 
 
 SIZES: dict[str, Sizes] = {
@@ -86,7 +86,7 @@ SIZES: dict[str, Sizes] = {
 }
 
 
-def of_graph(graph: Graph) -> Work:
+def of_graph(graph: Graph) -> CostModel:
     """Counts one call of a graph."""
     weights = {weight.name: weight for weight in graph.model.graph.initializer}
     makers = {output: node for node in graph.model.graph.node for output in node.output}
@@ -106,4 +106,4 @@ def of_graph(graph: Graph) -> Work:
         products += found
     ones = dict.fromkeys(graph.axes, 1)
     slot = sum(tensor.bytes(ones) for tensor in graph.inputs if tensor.name.startswith(("past_key", "past_value")))
-    return Work(graph.weight_bytes, read, operations, products, slot)
+    return CostModel(graph.weight_bytes, read, operations, products, slot)
