@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace jakiro {
 namespace {

@@ -13,8 +13,8 @@
 #include <cstring>
 #include <vector>
 
-#include "ints.h"
-#include "kept.h"
+#include "simd_int.h"
+#include "prepacked_weight.h"
 #include "tensor.h"
 
 namespace jakiro {

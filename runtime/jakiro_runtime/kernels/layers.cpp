@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace jakiro {
 namespace {

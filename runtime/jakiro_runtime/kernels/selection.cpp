@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace jakiro {
 namespace {

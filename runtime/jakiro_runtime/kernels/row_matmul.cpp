@@ -10,7 +10,7 @@
 // `rotation` is the normalised Hadamard matrix, applied to each `block` entries of a row here by its fast transform. A row's result
 // depends on nothing but the row: its integer sums are exact, and other sums have an order of their own. Each weight is loaded once for
 // the rows of a pass, in the order it lies in memory. With few rows the weights' bytes are the cost.
-#include "row_product.h"
+#include "row_matmul.h"
 
 #include <algorithm>
 #include <array>

@@ -1,7 +1,7 @@
 // Sixteen whole numbers of 32 bits side by side.
 #pragma once
 
-#include "vector.h"
+#include "simd.h"
 
 namespace jakiro {
 

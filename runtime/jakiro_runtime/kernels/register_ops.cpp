@@ -4,10 +4,10 @@
 #include <memory>
 
 #include "attention.h"
-#include "kept.h"
+#include "prepacked_weight.h"
 #include "layers.h"
 #include "ort_abi.h"
-#include "row_product.h"
+#include "row_matmul.h"
 #include "selection.h"
 #include "tensor.h"
 

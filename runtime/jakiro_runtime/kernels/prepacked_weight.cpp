@@ -1,4 +1,4 @@
-#include "kept.h"
+#include "prepacked_weight.h"
 
 #include <sys/mman.h>
 
