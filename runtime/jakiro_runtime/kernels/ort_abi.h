@@ -68,9 +68,9 @@ struct CustomOp {
   int (*input_characteristic)(const CustomOp*, size_t);
   int (*output_characteristic)(const CustomOp*, size_t);
   int (*input_memory)(const CustomOp*, size_t);
-  int (*variadic_input_least)(const CustomOp*);
+  int (*variadic_input_min)(const CustomOp*);
   int (*variadic_input_homogeneous)(const CustomOp*);
-  int (*variadic_output_least)(const CustomOp*);
+  int (*variadic_output_min)(const CustomOp*);
   int (*variadic_output_homogeneous)(const CustomOp*);
   Status* (*create_kernel_v2)(const CustomOp*, const Api*, const KernelInfo*, void**);
   Status* (*compute_v2)(void*, Context*);

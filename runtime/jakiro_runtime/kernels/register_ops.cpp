@@ -1,14 +1,14 @@
 // The entry point ONNX Runtime calls: describes this library's operators and adds them to a session.
+//
+// Why a table of operators: every operator has the same callbacks, which find what differs (name, types, function) in their row.
 #include <atomic>
 #include <fstream>
 #include <memory>
 
-#include "attention.h"
 #include "prepacked_weight.h"
-#include "layers.h"
+#include "operators.h"
 #include "ort_abi.h"
 #include "row_matmul.h"
-#include "selection.h"
 #include "tensor.h"
 
 namespace {
@@ -19,28 +19,28 @@ struct Operator {
   ort::CustomOp base;  // first: ONNX Runtime hands back its address
   const char* name;
   ort::Status* (*run)(const Call&);
-  const char* attribute;  // its one number; nullptr where it has none
-  jakiro::Kept (*keep)(const jakiro::Constants&);  // its weights; nullptr where it has none
+  const char* attribute;  // a float; nullptr where it has none
+  jakiro::PrepackedWeight (*prepack)(const jakiro::Constants&);  // nullptr where it has no weights
   ort::ElementType inputs[8];
   size_t input_count;
   ort::ElementType outputs[3];
   size_t output_count;
-  std::atomic<size_t>* kept = nullptr;  // bytes of weights that this session's kernels keep
+  std::atomic<size_t>* prepacked_bytes = nullptr;  // of all kernels of the session
 };
 
 struct Kernel {
   const ort::Api* api;
   const Operator* op;
   float attribute;
-  jakiro::Kept weight;
+  jakiro::PrepackedWeight weight;
 };
 
 const Operator* of(const ort::CustomOp* op) { return reinterpret_cast<const Operator*>(op); }
 
 constexpr int kRequired = 0;
 
-// Bytes of the last cache that a processor has; where the system does not say, a guess. (sysconf counts all caches of the machine.)
-const size_t kCache = [] {
+// Bytes of the CPU's last-level cache; 32 MiB where the system does not say. (sysconf adds up the caches of all sockets.)
+const size_t kLastLevelCache = [] {
   size_t kilobytes = 0;
   std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes;
   return kilobytes ? kilobytes << 10 : size_t{1} << 25;
@@ -52,9 +52,9 @@ ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelIn
     using Get = ort::Status*(const ort::KernelInfo*, const char*, float*);
     if (auto* status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, op->attribute, &kernel->attribute)) return status;
   }
-  if (op->keep != nullptr) {
-    kernel->weight = op->keep(jakiro::Constants(api, info));
-    *op->kept += kernel->weight.bytes;
+  if (op->prepack != nullptr) {
+    kernel->weight = op->prepack(jakiro::Constants(api, info));
+    *op->prepacked_bytes += kernel->weight.bytes;
   }
   *made = kernel.release();
   return nullptr;
@@ -72,52 +72,53 @@ ort::CustomOp table() {
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.input_characteristic = op.output_characteristic = [](const ort::CustomOp*, size_t) { return kRequired; };
   op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
-  op.variadic_input_least = op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
-  op.variadic_output_least = op.variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
+  op.variadic_input_min = op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
+  op.variadic_output_min = op.variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
   op.create_kernel_v2 = [](const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
     return create(of(op), api, info, reinterpret_cast<Kernel**>(kernel));
   };
   op.compute_v2 = [](void* kernel, ort::Context* context) {
     const Kernel& self = *static_cast<Kernel*>(kernel);
-    const bool streams = self.op->kept->load(std::memory_order_relaxed) > kCache;
-    return self.op->run(Call(self.api, context, self.attribute, self.weight.data, streams));
+    const bool non_temporal = self.op->prepacked_bytes->load(std::memory_order_relaxed) > kLastLevelCache;
+    return self.op->run(Call(self.api, context, self.attribute, self.weight.data, non_temporal));
   };
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
   return op;
 }
 
-using jakiro::Before;
-using jakiro::row_product;
+using jakiro::Epilogue;
+using jakiro::Prologue;
+using jakiro::row_matmul;
 
 using jakiro::Int4;
 using jakiro::Int8;
 
 constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8, kI = ort::kInt64, kH = ort::kHalf;
 
-// A product's forms: what comes before it, and whether something is added behind it.
-template <typename Format, Before kBefore, bool kAdd>
-Operator product(const char* name, ort::ElementType first, ort::ElementType second, ort::ElementType third) {
-  constexpr bool kMore = kAdd || kBefore == Before::kNorm;
-  const char* attribute = kBefore == Before::kNorm ? "epsilon" : nullptr;
-  return {table(), name, row_product<Format, kBefore, kAdd>, attribute, Format::keep, {kF, first, second, third, kF}, 4 + kMore, {kF}, 1};
+// The variants of a matmul: weight format, prologue, epilogue.
+template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
+Operator matmul(const char* name, ort::ElementType first, ort::ElementType second, ort::ElementType third) {
+  constexpr bool kExtraInput = kEpilogue == Epilogue::kAdd || kPrologue == Prologue::kNorm;
+  const char* attribute = kPrologue == Prologue::kNorm ? "epsilon" : nullptr;
+  return {table(), name, row_matmul<Format, kPrologue, kEpilogue>, attribute, Format::prepack, {kF, first, second, third, kF}, 4 + kExtraInput, {kF}, 1};
 }
-template <Before kBefore, bool kAdd>
-Operator int8_product(const char* name) { return product<Int8, kBefore, kAdd>(name, kF, kB, kF); }
-template <Before kBefore, bool kAdd>
-Operator int4_product(const char* name) { return product<Int4, kBefore, kAdd>(name, kB, kH, kH); }
+template <Prologue kPrologue, Epilogue kEpilogue>
+Operator int8_matmul(const char* name) { return matmul<Int8, kPrologue, kEpilogue>(name, kF, kB, kF); }
+template <Prologue kPrologue, Epilogue kEpilogue>
+Operator int4_matmul(const char* name) { return matmul<Int4, kPrologue, kEpilogue>(name, kB, kH, kH); }
 
 const Operator kOperators[] = {
-    int8_product<Before::kNothing, false>("RowInt8MatMul"),
-    int8_product<Before::kNothing, true>("RowInt8MatMulAdd"),
-    int8_product<Before::kNorm, false>("NormRowInt8MatMul"),
-    int8_product<Before::kSwiGlu, false>("SwiGluRowInt8MatMul"),
-    int8_product<Before::kSwiGlu, true>("SwiGluRowInt8MatMulAdd"),
-    int4_product<Before::kNothing, false>("RowInt4MatMul"),
-    int4_product<Before::kNothing, true>("RowInt4MatMulAdd"),
-    int4_product<Before::kNorm, false>("NormRowInt4MatMul"),
-    int4_product<Before::kSwiGlu, false>("SwiGluRowInt4MatMul"),
-    int4_product<Before::kSwiGlu, true>("SwiGluRowInt4MatMulAdd"),
+    int8_matmul<Prologue::kNone, Epilogue::kNone>("RowInt8MatMul"),
+    int8_matmul<Prologue::kNone, Epilogue::kAdd>("RowInt8MatMulAdd"),
+    int8_matmul<Prologue::kNorm, Epilogue::kNone>("NormRowInt8MatMul"),
+    int8_matmul<Prologue::kSwiGlu, Epilogue::kNone>("SwiGluRowInt8MatMul"),
+    int8_matmul<Prologue::kSwiGlu, Epilogue::kAdd>("SwiGluRowInt8MatMulAdd"),
+    int4_matmul<Prologue::kNone, Epilogue::kNone>("RowInt4MatMul"),
+    int4_matmul<Prologue::kNone, Epilogue::kAdd>("RowInt4MatMulAdd"),
+    int4_matmul<Prologue::kNorm, Epilogue::kNone>("NormRowInt4MatMul"),
+    int4_matmul<Prologue::kSwiGlu, Epilogue::kNone>("SwiGluRowInt4MatMul"),
+    int4_matmul<Prologue::kSwiGlu, Epilogue::kAdd>("SwiGluRowInt4MatMulAdd"),
     {table(), "TreeAttention", jakiro::tree_attention, "scaling", nullptr, {kF, kF, kF, kF, kF, kI, ort::kBool}, 7, {kF}, 1},
     {table(), "SplitHeads", jakiro::split_heads, nullptr, nullptr, {kF, kF, kF, kI}, 4, {kF, kF, kF}, 3},
     {table(), "SwiGlu", jakiro::swiglu, nullptr, nullptr, {kF}, 1, {kF}, 1},
@@ -130,15 +131,15 @@ const Operator kOperators[] = {
 
 constexpr size_t kCount = sizeof kOperators / sizeof *kOperators;
 
-// What one session is given. It is never freed: ONNX Runtime does not say when a session is gone, and these are 4 KB.
+// The operators of one session. Never freed: ONNX Runtime does not say when a session is gone, and these are 4 KB.
 struct Session {
-  std::atomic<size_t> kept{0};
+  std::atomic<size_t> prepacked_bytes{0};
   Operator operators[kCount];
 
   Session() {
     for (size_t n = 0; n < kCount; ++n) {
       operators[n] = kOperators[n];
-      operators[n].kept = &kept;
+      operators[n].prepacked_bytes = &prepacked_bytes;
     }
   }
 };

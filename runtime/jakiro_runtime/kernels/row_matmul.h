@@ -1,3 +1,4 @@
+// Matmul of rows that are quantized one by one with int8 or int4 weights. Operators and shapes: row_matmul.cpp.
 #pragma once
 
 #include "int4.h"
@@ -6,11 +7,13 @@
 
 namespace jakiro {
 
-// What happens to a row before it is quantised.
-enum class Before { kNothing, kNorm, kSwiGlu };
+// What a row goes through before it is quantized.
+enum class Prologue { kNone, kNorm, kSwiGlu };
+// What happens to the result: kAdd adds a residual, the last input.
+enum class Epilogue { kNone, kAdd };
 
-// kAdd: a last input is added to the result. Format: of the weights, Int8 or Int4.
-template <typename Format, Before kBefore, bool kAdd>
-ort::Status* row_product(const Call& call);
+// Format: of the weights, Int8 or Int4.
+template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
+ort::Status* row_matmul(const Call& call);
 
 }  // namespace jakiro

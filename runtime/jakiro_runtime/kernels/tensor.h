@@ -1,4 +1,4 @@
-// Tensors of one call, and work shared among the session's threads.
+// Inputs, outputs and threads of one call of an operator.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ inline Tensor tensor_of(const ort::Api* api, const ort::Value* value) {
   return tensor;
 }
 
-// What is constant of a node's inputs, when its kernel is made.
+// The constant inputs of a node, when its kernel is created.
 class Constants {
  public:
   Constants(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
@@ -63,14 +63,13 @@ class Constants {
 
 class Call {
  public:
-  // attribute: the node's one number; kept: its weights, in the order it reads them, or nullptr; streams: the session's weights
-  // are more than the last cache holds
-  Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept, bool streams)
-      : api_(api), context_(context), attribute_(attribute), kept_(kept), streams_(streams) {}
+  // attribute: the node's float; prepacked: its weights, or nullptr; non_temporal: the session's weights do not fit the LLC
+  Call(const ort::Api* api, ort::Context* context, float attribute, const void* prepacked, bool non_temporal)
+      : api_(api), context_(context), attribute_(attribute), prepacked_(prepacked), non_temporal_(non_temporal) {}
 
   float attribute() const { return attribute_; }
-  const void* kept() const { return kept_; }
-  bool streams() const { return streams_; }
+  const void* prepacked() const { return prepacked_; }
+  bool non_temporal() const { return non_temporal_; }
 
   Tensor input(size_t index) const {
     const ort::Value* value = nullptr;
@@ -102,8 +101,8 @@ class Call {
   const ort::Api* api_;
   ort::Context* context_;
   float attribute_;
-  const void* kept_;
-  bool streams_;
+  const void* prepacked_;
+  bool non_temporal_;
 };
 
 }  // namespace jakiro
