@@ -4,13 +4,13 @@
 //                   new_key, new_value [batch, kv_heads, others, head_dim], past_length [batch], visible [batch, rows, others])
 //         -> [batch, rows, heads * head_dim]
 //
-// Why so: the result must be the same bits whether a key lies in the cache or in the call, because speculative decoding is exact only
-// if a token's result does not depend on how it was verified. So what a row sees is ordered by position: the cache's slots, then the
-// visible rows, ascending (a parent precedes its child). A score is computed alike for every key, and sums run over positions, each in
-// a lane given by the position alone: the same terms in the same order, for which float32 is enough.
+// Why so: the result must be the same bits whether a key lies in the cache or in the call, because speculative decoding is exact
+// only if a token's result does not depend on how it was verified. So what a row sees is ordered by position: the cache's slots,
+// then the visible rows, ascending (a parent precedes its child). A score is computed alike for every key, and sums run over
+// positions, each in a lane given by the position alone: the same terms in the same order, for which float32 is enough.
 //
-// Memory traffic: a key of the cache is read once, a value once for every 32 query rows of its head, and empty slots are never read.
-// Blocks of slots stay in L1 while the rows pass over them.
+// Memory traffic: a key of the cache is read once, a value once for every 32 query rows of its head, and empty slots are never
+// read. Blocks of slots stay in L1 while the rows pass over them.
 #include <algorithm>
 #include <atomic>
 #include <utility>
@@ -25,11 +25,12 @@ namespace {
 constexpr int64_t kTasks = 8;
 constexpr int64_t kMaxScoreBytes = int64_t{1} << 26;  // of sequences that are processed together
 
-// Attention of some sequences, in two steps: scores of a block of keys for every query of its head, so that a key is transposed once;
-// then softmax and values of a few queries at a time.
+// Attention of some sequences, in two steps: scores of a block of keys for every query of its head, so that a key is transposed
+// once; then softmax and values of a few queries at a time.
 class BatchAttention {
  public:
-  BatchAttention(const Shape& shape, std::vector<KVSegment> segments, std::vector<const float*> queries, std::vector<float*> outs, const bool* visible)
+  BatchAttention(const Shape& shape, std::vector<KVSegment> segments, std::vector<const float*> queries, std::vector<float*> outs,
+                 const bool* visible)
       : shape_(shape), segments_(std::move(segments)), queries_(std::move(queries)), outs_(std::move(outs)), visible_(visible) {
     per_head_ = shape.heads / shape.kv_heads * shape.rows;
     const int64_t chunks = std::max<int64_t>(1, kTasks / static_cast<int64_t>(segments_.size()));
@@ -42,7 +43,9 @@ class BatchAttention {
     blocks_ = vectorized_ ? (longest_ + kBlock - 1) / kBlock + 1 : 0;  // the last one: rows of the call
   }
 
-  static int64_t score_bytes(const Shape& shape, int64_t past) { return shape.heads * shape.rows * (past + 3 * shape.others + 3 * kBlock) * 4; }
+  static int64_t score_bytes(const Shape& shape, int64_t past) {
+    return shape.heads * shape.rows * (past + 3 * shape.others + 3 * kBlock) * 4;
+  }
 
   void run(const Call& call) {
     thread_local std::vector<float> scores_of_thread, new_scores_of_thread;
@@ -66,10 +69,12 @@ class BatchAttention {
     const float* const* queries = queries_.data() + head * per_head_;
     const int rows = static_cast<int>(per_head_);
     if (block == blocks_ - 1) {
-      return score(kv.new_key, shape_.others, shape_.dim, rows, queries, new_scores_ + head * per_head_ * new_stride_, new_stride_);
+      return score(kv.new_key, shape_.others, shape_.dim, rows, queries, new_scores_ + head * per_head_ * new_stride_,
+                   new_stride_);
     }
     const int64_t at = block * kBlock, count = std::min(kBlock, kv.past - at);
-    if (count > 0) score(kv.past_key + at * shape_.dim, count, shape_.dim, rows, queries, scores_ + head * per_head_ * stride_ + at, stride_);
+    if (count > 0)
+      score(kv.past_key + at * shape_.dim, count, shape_.dim, rows, queries, scores_ + head * per_head_ * stride_ + at, stride_);
   }
 
   void attend_chunk(int64_t head, int64_t chunk) const {
@@ -85,23 +90,30 @@ class BatchAttention {
       }
     }
     const KVSegment& kv = segments_[head];
-    float *scores = scores_ + first * stride_, *new_scores = new_scores_ + first * new_stride_, *const *outs = outs_.data() + first;
+    float *scores = scores_ + first * stride_,
+          *new_scores = new_scores_ + first * new_stride_, *const *outs = outs_.data() + first;
     if (!vectorized_) {
-      for (int n = 0; n < count; ++n) attend_any_dim(shape_, kv, queries_[first + n], visible_rows[n], scores + n * stride_, outs[n]);
+      for (int n = 0; n < count; ++n)
+        attend_any_dim(shape_, kv, queries_[first + n], visible_rows[n], scores + n * stride_, outs[n]);
       return;
     }
     switch (shape_.dim / kLanes) {
-      case 1: return attend<1>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
-      case 2: return attend<2>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
-      case 4: return attend<4>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
-      case 6: return attend<6>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
-      case 8: return attend<8>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
+      case 1:
+        return attend<1>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
+      case 2:
+        return attend<2>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
+      case 4:
+        return attend<4>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
+      case 6:
+        return attend<6>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
+      case 8:
+        return attend<8>(count, shape_, kv, visible_rows, scores, stride_, new_scores, new_stride_, outs);
     }
   }
 
   const Shape shape_;
-  const std::vector<KVSegment> segments_;               // [sequences * kv_heads]
-  const std::vector<const float*> queries_;     // [segments, rows of the head]
+  const std::vector<KVSegment> segments_;    // [sequences * kv_heads]
+  const std::vector<const float*> queries_;  // [segments, rows of the head]
   const std::vector<float*> outs_;
   const bool* visible_;
   int64_t per_head_, chunk_rows_, chunks_, blocks_, new_stride_, stride_, longest_ = 0;
@@ -115,8 +127,10 @@ ort::Status* tree_attention(const Call& call) {
   const Tensor query = call.input(0), past_key = call.input(1), past_value = call.input(2), new_key = call.input(3);
   const Tensor new_value = call.input(4), past_length = call.input(5), visible = call.input(6);
   const int64_t batch = query.dims[0];
-  const Shape shape{query.dims[1], past_key.dims[1], query.dims[2], new_key.dims[2], past_key.dims[2], query.dims[3], call.attribute()};
-  const int64_t rows = shape.rows, others = shape.others, dim = shape.dim, groups = shape.heads / shape.kv_heads, queries = groups * rows;
+  const Shape shape{query.dims[1],    past_key.dims[1], query.dims[2],   new_key.dims[2],
+                    past_key.dims[2], query.dims[3],    call.attribute()};
+  const int64_t rows = shape.rows, others = shape.others, dim = shape.dim, groups = shape.heads / shape.kv_heads,
+                queries = groups * rows;
   if (past_key.dims[3] != dim || visible.dims[1] != rows || visible.dims[2] != others || shape.heads % shape.kv_heads != 0) {
     return call.fail("TreeAttention: queries, keys and mask do not fit together");
   }
@@ -139,7 +153,7 @@ ort::Status* tree_attention(const Call& call) {
       for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
         const int64_t head = each * shape.kv_heads + kv, past_at = head * shape.capacity * dim, new_at = head * others * dim;
         segments.push_back({past_key.as<float>() + past_at, past_value.as<float>() + past_at, new_key.as<float>() + new_at,
-                         new_value.as<float>() + new_at, past(each)});
+                            new_value.as<float>() + new_at, past(each)});
         for (int64_t n = 0; n < queries; ++n) {
           const int64_t row = n / groups, which = kv * groups + n % groups;
           from.push_back(query.as<float>() + ((each * shape.heads + which) * rows + row) * dim);
@@ -147,7 +161,8 @@ ort::Status* tree_attention(const Call& call) {
         }
       }
     }
-    BatchAttention(shape, std::move(segments), std::move(from), std::move(to), visible.as<bool>() + sequence * rows * others).run(call);
+    BatchAttention(shape, std::move(segments), std::move(from), std::move(to), visible.as<bool>() + sequence * rows * others)
+        .run(call);
   }
   return nullptr;
 }

@@ -1,7 +1,8 @@
 // The arithmetic of TreeAttention: scores, softmax and weighted values of some query rows of one KV head.
 //
-// Why so: a query row's sums depend on positions only (see attention.cpp), so rows can be blocked freely. Keys are transposed in tiles,
-// so that a score is one chain of multiply-adds over head_dim with 16 keys in the lanes; accumulators fill the registers that the CPU has.
+// Why so: a query row's sums depend on positions only (see attention.cpp), so rows can be blocked freely. Keys are transposed in
+// tiles, so that a score is one chain of multiply-adds over head_dim with 16 keys in the lanes; accumulators fill the registers
+// that the CPU has.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +26,7 @@ struct KVSegment {
   int64_t past;
 };
 
-constexpr int kMaxRows = 32;  // query rows of a task
+constexpr int kMaxRows = 32;    // query rows of a task
 constexpr int64_t kBlock = 64;  // slots whose keys or values stay in L1 while every row passes over them
 
 // The rows of the call that a query row sees, ascending.
@@ -43,7 +44,8 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-inline void attend_any_dim(const Shape& shape, const KVSegment& kv, const float* query, const VisibleRows& visible_rows, float* scores, float* out) {
+inline void attend_any_dim(const Shape& shape, const KVSegment& kv, const float* query, const VisibleRows& visible_rows,
+                           float* scores, float* out) {
   const int64_t dim = shape.dim, count = kv.past + static_cast<int64_t>(visible_rows.size());
   for (int64_t n = 0; n < kv.past; ++n) scores[n] = dot(query, kv.past_key + n * dim, dim) * shape.scaling;
   for (int64_t n = kv.past; n < count; ++n) {
@@ -97,14 +99,16 @@ inline void score_rows(const float* columns, int64_t dim, const float* const* qu
 template <int kWide>
 inline void score_all_rows(const float* columns, int64_t dim, int rows, const float* const* queries, float* to, int64_t stride) {
   int r = 0;
-  for (; rows - r >= kScoreRows; r += kScoreRows) score_rows<kScoreRows, kWide>(columns, dim, queries + r, to + r * stride, stride);
+  for (; rows - r >= kScoreRows; r += kScoreRows)
+    score_rows<kScoreRows, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 3) score_rows<3, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 2) score_rows<2, kWide>(columns, dim, queries + r, to + r * stride, stride);
   if (rows - r == 1) score_rows<1, kWide>(columns, dim, queries + r, to + r * stride, stride);
 }
 
 // Scores of `count` keys for every row, [rows, stride]; up to 15 floats after the last are overwritten.
-inline void score(const float* keys, int64_t count, int64_t dim, int rows, const float* const* queries, float* to, int64_t stride) {
+inline void score(const float* keys, int64_t count, int64_t dim, int rows, const float* const* queries, float* to,
+                  int64_t stride) {
   alignas(64) float columns[128 * kBlock];
   for (int64_t first = 0; first < count; first += kBlock) {
     for (int64_t n = 0; n < std::min(kBlock, count - first); n += 16) {
@@ -119,19 +123,27 @@ inline void score(const float* keys, int64_t count, int64_t dim, int rows, const
       const float* block = columns + v * kLanes;
       float* scores = to + first + v * kLanes;
       switch (std::min<int64_t>(vectors - v, kScoreWide)) {
-        case 1: score_all_rows<1>(block, dim, rows, queries, scores, stride); break;
-        case 2: score_all_rows<std::min(2, kScoreWide)>(block, dim, rows, queries, scores, stride); break;
-        case 3: score_all_rows<std::min(3, kScoreWide)>(block, dim, rows, queries, scores, stride); break;
-        default: score_all_rows<kScoreWide>(block, dim, rows, queries, scores, stride);
+        case 1:
+          score_all_rows<1>(block, dim, rows, queries, scores, stride);
+          break;
+        case 2:
+          score_all_rows<std::min(2, kScoreWide)>(block, dim, rows, queries, scores, stride);
+          break;
+        case 3:
+          score_all_rows<std::min(3, kScoreWide)>(block, dim, rows, queries, scores, stride);
+          break;
+        default:
+          score_all_rows<kScoreWide>(block, dim, rows, queries, scores, stride);
       }
     }
   }
 }
 
-// outs[r] += weight * value over `count` positions, 16 kWide entries from `at` on, for kRows rows; values are value_stride floats apart.
-// A weight of 0 leaves the bits as they are.
+// outs[r] += weight * value over `count` positions, 16 kWide entries from `at` on, for kRows rows; values are value_stride floats
+// apart. A weight of 0 leaves the bits as they are.
 template <int kWide, int kRows>
-inline void add_values(const float* value, int64_t value_stride, int64_t count, const float* const* weights, float* const* outs, int64_t at) {
+inline void add_values(const float* value, int64_t value_stride, int64_t count, const float* const* weights, float* const* outs,
+                       int64_t at) {
   Floats out[kRows][kWide];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -191,10 +203,11 @@ inline float softmax_numerators(float* scores, int64_t count, float scale) {
   return count ? reduce_add(sum) : 1.0f;
 }
 
-// Softmax and values of `count` query rows, given their scores of the cache [count, stride] and of all rows of the call [count, others].
+// Softmax and values of `count` query rows, given their scores of the cache [count, stride] and of all rows of the call [count,
+// others].
 template <int kWide>
-void attend(int count, const Shape& shape, const KVSegment& kv, const VisibleRows* visible_rows, float* scores, int64_t stride, float* new_scores,
-            int64_t others, float* const* outs) {
+void attend(int count, const Shape& shape, const KVSegment& kv, const VisibleRows* visible_rows, float* scores, int64_t stride,
+            float* new_scores, int64_t others, float* const* outs) {
   constexpr int64_t kDim = kLanes * kWide;
   float totals[kMaxRows];
   for (int r = 0; r < count; ++r) {

@@ -1,9 +1,11 @@
 // Propose, BestNodes: how a beam of draft tokens grows, and which of all candidates become the tree.
 //
-//     Propose(scores [batch, beam], log_probs [batch, beam, top_k], tokens int64 [batch, beam, top_k], numbers int64 [batch, beam])
+//     Propose(scores [batch, beam], log_probs [batch, beam, top_k], tokens int64 [batch, beam, top_k], numbers int64 [batch,
+//     beam])
 //         -> totals, tokens, parents [batch, beam * top_k]: what each beam entry proposes, with the entry's number as its parent
 //     BestNodes(scores [batch, candidates], tokens, parents int64 [batch, candidates], count [1])
-//         -> tokens, parents, scores [batch, count]: the best, in candidate order, so that a parent precedes its child; parents are
+//         -> tokens, parents, scores [batch, count]: the best, in candidate order, so that a parent precedes its child; parents
+//         are
 //            numbered among them from 1, and 0 is the root
 //
 // Why kernels: the tensors have a hundred entries, so as standard operators each step costs what a dozen operators cost to start.
@@ -40,7 +42,8 @@ ort::Status* best_nodes(const Call& call) {
     return call.fail("BestNodes: count is not between 1 and the number of candidates, or the shapes differ");
   }
   const int64_t dims[2] = {batch, count};
-  int64_t *tree_tokens = static_cast<int64_t*>(call.output(0, dims, 2)), *tree_parents = static_cast<int64_t*>(call.output(1, dims, 2));
+  int64_t *tree_tokens = static_cast<int64_t*>(call.output(0, dims, 2)),
+          *tree_parents = static_cast<int64_t*>(call.output(1, dims, 2));
   float* tree_scores = static_cast<float*>(call.output(2, dims, 2));
   std::vector<float> best(count);
   std::vector<int64_t> chosen(count), number(size);

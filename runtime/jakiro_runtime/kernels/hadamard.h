@@ -1,8 +1,8 @@
 // Hadamard rotation of activations: x H for the normalized Hadamard matrix H, block by block, as a fast Walsh-Hadamard transform.
 //
-// Why: a few entries of an activation are outliers that would leave the others few quantization steps. The rotation spreads an outlier
-// over its block, and since H is orthogonal and the weights were rotated alike at export, the matmul's result stays the same
-// (QuaRot, https://arxiv.org/abs/2404.00456). The transform takes block * log2(block) additions and reads no matrix.
+// Why: a few entries of an activation are outliers that would leave the others few quantization steps. The rotation spreads an
+// outlier over its block, and since H is orthogonal and the weights were rotated alike at export, the matmul's result stays the
+// same (QuaRot, https://arxiv.org/abs/2404.00456). The transform takes block * log2(block) additions and reads no matrix.
 #pragma once
 
 #include <cmath>

@@ -2,10 +2,10 @@
 //
 //     weight [out / 16, in / 32, 4, 16, 4]: two weights a byte; scales, min [out / 16, in / 32, 16]: half precision
 //
-// A weight is min + scale * n, n from 0 to 15. A tile of 16 outputs and 8 inputs is one load of 64 bytes: inputs 0 to 3 in the low four
-// bits, inputs 4 to 7 in the high ones, so that a mask and a shift give two operands for VNNI. Why sums over a group are integers: they
-// are exact (on AVX2 in 16 bits: two lanes share 32 products of at most 15 * 127), and the float sums over groups run in their order,
-// so that a row's result does not depend on the other rows of the call.
+// A weight is min + scale * n, n from 0 to 15. A tile of 16 outputs and 8 inputs is one load of 64 bytes: inputs 0 to 3 in the
+// low four bits, inputs 4 to 7 in the high ones, so that a mask and a shift give two operands for VNNI. Why sums over a group are
+// integers: they are exact (on AVX2 in 16 bits: two lanes share 32 products of at most 15 * 127), and the float sums over groups
+// run in their order, so that a row's result does not depend on the other rows of the call.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 #include <cstring>
 #include <vector>
 
-#include "simd_int.h"
 #include "prepacked_weight.h"
+#include "simd_int.h"
 #include "tensor.h"
 
 namespace jakiro {
@@ -38,7 +38,8 @@ class Int4 {
   Int4(const Call& call, int64_t in) : in_(in) {
     const Tensor weight = call.input(1), scales = call.input(2), min = call.input(3);
     fits_ = weight.rank == 5 && scales.rank == 3 && min.rank == 3 && weight.dims[1] * kGroup == in && in > 0;
-    for (size_t axis = 0; axis < 2; ++axis) fits_ = fits_ && weight.dims[axis] == scales.dims[axis] && weight.dims[axis] == min.dims[axis];
+    for (size_t axis = 0; axis < 2; ++axis)
+      fits_ = fits_ && weight.dims[axis] == scales.dims[axis] && weight.dims[axis] == min.dims[axis];
     out_ = weight.dims[0] * kLanes;
     if (call.prepacked() != nullptr || !fits_) {
       blocks_ = static_cast<const uint8_t*>(call.prepacked());
@@ -52,7 +53,7 @@ class Int4 {
     const Tensor weight = constants.input(1), scales = constants.input(2), min = constants.input(3);
     const int64_t groups = weight.rank == 5 ? weight.dims[0] * weight.dims[1] : 0;
     const bool complete = weight.data && scales.data && min.data && weight.count() == groups * kNibbles &&
-                       scales.count() == groups * kLanes && min.count() == groups * kLanes;
+                          scales.count() == groups * kLanes && min.count() == groups * kLanes;
     if (!complete) return {};
     std::vector<uint8_t> packed(groups * kTile);
     pack(weight, scales, min, packed.data());
@@ -67,11 +68,13 @@ class Int4 {
   // As in Int8.
   void quantize(float* row, int64_t first, int64_t index, int64_t pass_rows, Rows& rows) const;
   template <int kRows, int kWide, bool kNonTemporal>
-  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch, Floats (&result)[kRows][kWide]) const;
+  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
+                Floats (&result)[kRows][kWide]) const;
 
  private:
   static constexpr int64_t kQuad = 4, kGroup = 32;
-  static constexpr int64_t kNibbles = kLanes * kGroup / 2, kTile = kNibbles + 4 * kLanes;  // bytes of a group: weights alone; with scales and min
+  static constexpr int64_t kNibbles = kLanes * kGroup / 2,
+                           kTile = kNibbles + 4 * kLanes;  // bytes of a group: weights alone; with scales and min
 
   // Interleaves what is read together: the weights of a group, its scales, its min values.
   static void pack(const Tensor& weight, const Tensor& scales, const Tensor& min, uint8_t* to) {
@@ -160,7 +163,8 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    const Floats dot{_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][0], ones)), _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][1], ones))};
+    const Floats dot{_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][0], ones)),
+                     _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][1], ones))};
     sums[r] = fmadd(dot, scale * broadcast(scales[2 * r]), sums[r]);
     sums[r] = fmadd(min, broadcast(scales[2 * r + 1]), sums[r]);
   }
@@ -172,7 +176,8 @@ template <int kRows, int kWide, bool kNonTemporal>
 void Int4::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
                     Floats (&result)[kRows][kWide]) const {
   static_assert(kWide == 1, "one block is all that the registers hold");
-  const int64_t groups = in_ / kGroup, step = (fetch + groups * 64 - 1) / (groups * 64) * 64;  // bytes to prefetch per group, in cache lines
+  const int64_t groups = in_ / kGroup,
+                step = (fetch + groups * 64 - 1) / (groups * 64) * 64;  // bytes to prefetch per group, in cache lines
   const uint8_t* tile = this->block(block);
   const Entry* entries = rows.entries.data() + first * in_;
   const float* scales = rows.scales.data() + 2 * first * groups;

@@ -2,10 +2,10 @@
 //
 //     weight [out / 16, in / 4, 16, 4]: uint8 with zero point 128; scales [out]
 //
-// Why this layout: a tile of 16 outputs and 4 inputs is one load of 64 bytes, and AVX-512 VNNI multiplies its 4 inputs with 4 signed
-// bytes of a row in one instruction. AVX2 has no such product without saturation, so there the activations are int16 and the weights
-// are widened as they are loaded: the even and the odd bytes of a register are two halves of the same sums, and a row's entries are
-// stored in that order. Both builds compute the same integers, which are exact.
+// Why this layout: a tile of 16 outputs and 4 inputs is one load of 64 bytes, and AVX-512 VNNI multiplies its 4 inputs with 4
+// signed bytes of a row in one instruction. AVX2 has no such product without saturation, so there the activations are int16 and
+// the weights are widened as they are loaded: the even and the odd bytes of a register are two halves of the same sums, and a
+// row's entries are stored in that order. Both builds compute the same integers, which are exact.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 #include <cstring>
 #include <vector>
 
-#include "simd_int.h"
 #include "prepacked_weight.h"
+#include "simd_int.h"
 #include "tensor.h"
 
 namespace jakiro {
@@ -23,10 +23,10 @@ class Int8 {
  public:
   static constexpr size_t kInputs = 4;  // x, rotation, weight, scales
 #if JAKIRO_AVX512
-  using Entry = int8_t;              // a quantized activation
-  static constexpr int kMaxRows = 12;   // rows of a pass: their accumulators, the weights and a row's entries fit the registers
-  static constexpr int kBlocks = 2;  // blocks of 16 outputs in a pass, for more rows than kMemoryBoundRows
-  static constexpr int kMemoryBoundRows = 8;     // up to so few rows the GEMM is memory bound: one block at a time, in memory order
+  using Entry = int8_t;                // a quantized activation
+  static constexpr int kMaxRows = 12;  // rows of a pass: their accumulators, the weights and a row's entries fit the registers
+  static constexpr int kBlocks = 2;    // blocks of 16 outputs in a pass, for more rows than kMemoryBoundRows
+  static constexpr int kMemoryBoundRows = 8;  // up to so few rows the GEMM is memory bound: one block at a time, in memory order
 #else
   using Entry = int16_t;
   static constexpr int kMaxRows = 5, kBlocks = 1, kMemoryBoundRows = 0;
@@ -46,7 +46,8 @@ class Int8 {
 
   Int8(const Call& call, int64_t in) : in_(in) {
     const Tensor rotation = call.input(1), weight = call.input(2), scales = call.input(3);
-    fits_ = weight.rank == 4 && weight.dims[0] * kLanes == scales.dims[0] && weight.dims[1] * kQuad == in && in % rotation.dims[0] == 0;
+    fits_ = weight.rank == 4 && weight.dims[0] * kLanes == scales.dims[0] && weight.dims[1] * kQuad == in &&
+            in % rotation.dims[0] == 0;
     rotation_block_ = rotation.dims[0], out_ = scales.dims[0];
     blocks_ = call.prepacked() ? static_cast<const uint8_t*>(call.prepacked()) : weight.as<uint8_t>();
     scales_ = scales.as<float>();
@@ -64,14 +65,15 @@ class Int8 {
   // Quantizes a row [in], which is overwritten, as row `index` of the `pass_rows` rows of a pass that begins at row `first`.
   void quantize(float* row, int64_t first, int64_t index, int64_t pass_rows, Rows& rows) const;
 
-  // kRows rows from `first` on times kWide blocks: [row][block], 16 outputs each. Meanwhile it prefetches `fetch` bytes from `next` on,
-  // a few lines with every step, so that memory latency hides behind the arithmetic. kNonTemporal: into L1 only, since weights that do
-  // not fit the LLC would evict what is read again: keys, values, the draft model.
+  // kRows rows from `first` on times kWide blocks: [row][block], 16 outputs each. Meanwhile it prefetches `fetch` bytes from
+  // `next` on, a few lines with every step, so that memory latency hides behind the arithmetic. kNonTemporal: into L1 only, since
+  // weights that do not fit the LLC would evict what is read again: keys, values, the draft model.
   template <int kRows, int kWide, bool kNonTemporal>
-  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch, Floats (&result)[kRows][kWide]) const;
+  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
+                Floats (&result)[kRows][kWide]) const;
 
  private:
-  static constexpr int64_t kQuad = 4;  // inputs of a tile
+  static constexpr int64_t kQuad = 4;                                                         // inputs of a tile
   static constexpr int kOrder[kQuad] = {0, JAKIRO_AVX512 ? 1 : 2, JAKIRO_AVX512 ? 2 : 1, 3};  // position of each of four entries
   static void store_entries(Entry* to, Ints x);
 
@@ -148,7 +150,8 @@ inline void Int8::add_product(Ints& sum, const Weights& weights, const Four& fou
 template <int kRows, int kWide, bool kNonTemporal>
 void Int8::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
                     Floats (&result)[kRows][kWide]) const {
-  const int64_t quads = in_ / kQuad, step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to prefetch per quad, in cache lines
+  const int64_t quads = in_ / kQuad,
+                step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to prefetch per quad, in cache lines
   const uint8_t* weight = this->block(block);
   const Entry* entries = rows.entries.data() + first * in_;
   Ints sum[kRows][kWide];  // in registers, so every loop over them is unrolled

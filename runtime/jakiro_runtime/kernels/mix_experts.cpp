@@ -14,7 +14,8 @@ ort::Status* mix_experts(const Call& call) {
   const Tensor router = call.input(0), first = call.input(1), second = call.input(2);
   const int64_t rows = first.dims[0], hidden = first.dims[1];
   if (router.count() != rows * 4 || second.count() != rows * hidden) return call.fail("MixExperts: rows do not fit together");
-  float *primary = static_cast<float*>(call.output(0, first.dims, 2)), *contrast = static_cast<float*>(call.output(1, first.dims, 2));
+  float *primary = static_cast<float*>(call.output(0, first.dims, 2)),
+        *contrast = static_cast<float*>(call.output(1, first.dims, 2));
   for (int64_t row = 0; row < rows; ++row) {
     const float* gate = router.as<float>() + row * 4;
     float shares[4];

@@ -1,7 +1,7 @@
 // Prepacked weights: a copy in the order in which a kernel reads them, in huge pages.
 //
-// Why a copy: ONNX Runtime maps the weights file in pages of 4 KiB, and reading 100 MB a step through those loses a quarter of the
-// memory bandwidth to TLB misses. The mapped originals are clean file pages, which the system reclaims at need.
+// Why a copy: ONNX Runtime maps the weights file in pages of 4 KiB, and reading 100 MB a step through those loses a quarter of
+// the memory bandwidth to TLB misses. The mapped originals are clean file pages, which the system reclaims at need.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,8 @@
 // Quantization of activations, row by row, into the order in which the GEMM reads them.
 //
-// Why interleaved: a pass multiplies several rows with each tile of weights, so four entries of each of its rows lie next to each other
-// and the inner loop walks through memory once. The quantized entries overwrite the floats of a scratch row that were read already.
+// Why interleaved: a pass multiplies several rows with each tile of weights, so four entries of each of its rows lie next to each
+// other and the inner loop walks through memory once. The quantized entries overwrite the floats of a scratch row that were read
+// already.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -63,7 +64,8 @@ void Int4::quantize(float* row, int64_t first, int64_t index, int64_t pass_rows,
   for (int64_t n = 0; n < in_; n += kGroup, scales += 2 * pass_rows) {
     const Floats a = load(row + n), b = load(row + n + kLanes);
     const float largest = std::max(kMinAbsMax, reduce_max(max(abs(a), abs(b))));
-    const Ints first_half = round_to_int(a * broadcast(127.0f / largest)), second_half = round_to_int(b * broadcast(127.0f / largest));
+    const Ints first_half = round_to_int(a * broadcast(127.0f / largest)),
+               second_half = round_to_int(b * broadcast(127.0f / largest));
     store_bytes(entries + n, first_half);
     store_bytes(entries + n + kLanes, second_half);
     scales[0] = largest / 127.0f;

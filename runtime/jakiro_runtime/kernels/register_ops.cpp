@@ -5,9 +5,9 @@
 #include <fstream>
 #include <memory>
 
-#include "prepacked_weight.h"
 #include "operators.h"
 #include "ort_abi.h"
+#include "prepacked_weight.h"
 #include "row_matmul.h"
 #include "tensor.h"
 
@@ -19,7 +19,7 @@ struct Operator {
   ort::CustomOp base;  // first: ONNX Runtime hands back its address
   const char* name;
   ort::Status* (*run)(const Call&);
-  const char* attribute;  // a float; nullptr where it has none
+  const char* attribute;                                         // a float; nullptr where it has none
   jakiro::PrepackedWeight (*prepack)(const jakiro::Constants&);  // nullptr where it has no weights
   ort::ElementType inputs[8];
   size_t input_count;
@@ -101,12 +101,24 @@ template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
 Operator matmul(const char* name, ort::ElementType first, ort::ElementType second, ort::ElementType third) {
   constexpr bool kExtraInput = kEpilogue == Epilogue::kAdd || kPrologue == Prologue::kNorm;
   const char* attribute = kPrologue == Prologue::kNorm ? "epsilon" : nullptr;
-  return {table(), name, row_matmul<Format, kPrologue, kEpilogue>, attribute, Format::prepack, {kF, first, second, third, kF}, 4 + kExtraInput, {kF}, 1};
+  return {table(),
+          name,
+          row_matmul<Format, kPrologue, kEpilogue>,
+          attribute,
+          Format::prepack,
+          {kF, first, second, third, kF},
+          4 + kExtraInput,
+          {kF},
+          1};
 }
 template <Prologue kPrologue, Epilogue kEpilogue>
-Operator int8_matmul(const char* name) { return matmul<Int8, kPrologue, kEpilogue>(name, kF, kB, kF); }
+Operator int8_matmul(const char* name) {
+  return matmul<Int8, kPrologue, kEpilogue>(name, kF, kB, kF);
+}
 template <Prologue kPrologue, Epilogue kEpilogue>
-Operator int4_matmul(const char* name) { return matmul<Int4, kPrologue, kEpilogue>(name, kB, kH, kH); }
+Operator int4_matmul(const char* name) {
+  return matmul<Int4, kPrologue, kEpilogue>(name, kB, kH, kH);
+}
 
 const Operator kOperators[] = {
     int8_matmul<Prologue::kNone, Epilogue::kNone>("RowInt8MatMul"),
@@ -146,10 +158,12 @@ struct Session {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options,
+                                                                                 const ort::ApiBase* base) {
   const ort::Api* api = base->get(ort::kVersion);
   ort::Domain* domain = nullptr;
-  if (auto* status = api->at<ort::Status*(const char*, ort::Domain**)>(ort::kCreateCustomOpDomain)("jakiro", &domain)) return status;
+  if (auto* status = api->at<ort::Status*(const char*, ort::Domain**)>(ort::kCreateCustomOpDomain)("jakiro", &domain))
+    return status;
   for (const Operator& op : (new Session)->operators) {
     const auto add = api->at<ort::Status*(ort::Domain*, const ort::CustomOp*)>(ort::kCustomOpDomainAdd);
     if (auto* status = add(domain, &op.base)) return status;

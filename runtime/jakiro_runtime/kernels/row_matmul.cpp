@@ -7,10 +7,11 @@
 //     SwiGluRow...MatMul(both [..., 2 in], ...)  prologue: SwiGlu of each row
 //     SwiGluRow...MatMulAdd(both, ..., residual)
 //
-// Why so: with the few rows of a speculative round, reading the weights is the cost. So each weight is loaded once for all rows of a
-// pass, in memory order, with the next ones prefetched, and the fused neighbours cost no pass over memory and no hand-out to threads of
-// their own. A row's result depends on that row only (speculative decoding compares results of calls of different sizes bit for bit):
-// its integer sums are exact, and its float sums have a fixed order. `rotation` is a normalized Hadamard matrix, applied by hadamard.h.
+// Why so: with the few rows of a speculative round, reading the weights is the cost. So each weight is loaded once for all rows
+// of a pass, in memory order, with the next ones prefetched, and the fused neighbours cost no pass over memory and no hand-out to
+// threads of their own. A row's result depends on that row only (speculative decoding compares results of calls of different
+// sizes bit for bit): its integer sums are exact, and its float sums have a fixed order. `rotation` is a normalized Hadamard
+// matrix, applied by hadamard.h.
 #include "row_matmul.h"
 
 #include <algorithm>
@@ -58,8 +59,8 @@ struct Gemm {
     }
   }
 
-  // kWide blocks for all rows. A single pass of one block prefetches a short way ahead of itself; otherwise each pass prefetches its
-  // share of the blocks that follow.
+  // kWide blocks for all rows. A single pass of one block prefetches a short way ahead of itself; otherwise each pass prefetches
+  // its share of the blocks that follow.
   template <int kWide>
   void multiply_rows(const Passes<Format>& passes, int64_t block) const {
     const int64_t bytes = format.block_bytes();
@@ -100,7 +101,8 @@ template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
 ort::Status* row_matmul(const Call& call) {
   constexpr bool kAdd = kEpilogue == Epilogue::kAdd;
   const Tensor x = call.input(0), last = kAdd || kPrologue == Prologue::kNorm ? call.input(Format::kInputs) : Tensor{};
-  const int64_t width = x.dims[x.rank - 1], in = kPrologue == Prologue::kSwiGlu ? width / 2 : width, count = width ? x.count() / width : 0;
+  const int64_t width = x.dims[x.rank - 1], in = kPrologue == Prologue::kSwiGlu ? width / 2 : width,
+                count = width ? x.count() / width : 0;
   const Format format(call, in);
   if (!format.fits()) return call.fail("quantized matmul: weights, scales and rows do not fit together");
   if ((kAdd && last.count() != count * format.out()) || (kPrologue == Prologue::kNorm && last.count() != in)) {
@@ -149,11 +151,12 @@ ort::Status* row_matmul(const Call& call) {
       }
     }
   };
-  // One hand-out to the threads serves both steps: each task first helps to quantize rows, then waits until all rows are ready. The
-  // parts are claimed, so a waiting thread waits for a part that another thread is working on, never for one nobody took.
+  // One hand-out to the threads serves both steps: each task first helps to quantize rows, then waits until all rows are ready.
+  // The parts are claimed, so a waiting thread waits for a part that another thread is working on, never for one nobody took.
   std::atomic<int64_t> claimed{0}, ready{0};
   auto work = [&](size_t task) {
-    for (int64_t part; claimed.load(std::memory_order_relaxed) < parts && (part = claimed.fetch_add(1)) < parts; ready.fetch_add(1)) {
+    for (int64_t part; claimed.load(std::memory_order_relaxed) < parts && (part = claimed.fetch_add(1)) < parts;
+         ready.fetch_add(1)) {
       for (int64_t row = count * part / parts; row < count * (part + 1) / parts; ++row) prepare(row);
     }
     while (ready.load(std::memory_order_acquire) < parts) _mm_pause();

@@ -1,7 +1,7 @@
 // SIMD vector of 16 floats: one register of AVX-512 (with VNNI), or two of AVX2 with FMA.
 //
-// Why 16 lanes on both: a sum over a row is then split into the same partial sums whatever the CPU, so the kernels are written once and
-// both builds give the same bits. Code that depends on how many registers there are uses kRegisters.
+// Why 16 lanes on both: a sum over a row is then split into the same partial sums whatever the CPU, so the kernels are written
+// once and both builds give the same bits. Code that depends on how many registers there are uses kRegisters.
 #pragma once
 
 #include <immintrin.h>
@@ -36,7 +36,7 @@ inline Floats operator+(Floats x, Floats y) { return {_mm512_add_ps(x.v, y.v)}; 
 inline Floats operator-(Floats x, Floats y) { return {_mm512_sub_ps(x.v, y.v)}; }
 inline Floats operator*(Floats x, Floats y) { return {_mm512_mul_ps(x.v, y.v)}; }
 inline Floats operator/(Floats x, Floats y) { return {_mm512_div_ps(x.v, y.v)}; }
-inline Floats fmadd(Floats x, Floats y, Floats sum) { return {_mm512_fmadd_ps(x.v, y.v, sum.v)}; }            // x y + sum
+inline Floats fmadd(Floats x, Floats y, Floats sum) { return {_mm512_fmadd_ps(x.v, y.v, sum.v)}; }      // x y + sum
 inline Floats fnmadd(Floats x, Floats y, Floats from) { return {_mm512_fnmadd_ps(x.v, y.v, from.v)}; }  // from - x y
 inline Floats max(Floats x, Floats y) { return {_mm512_max_ps(x.v, y.v)}; }
 inline Floats min(Floats x, Floats y) { return {_mm512_min_ps(x.v, y.v)}; }
@@ -72,7 +72,8 @@ inline Floats pin(Floats x) {
   return x;
 }
 
-// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference (upper).
+// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference
+// (upper).
 template <int kBit>
 inline Floats butterfly(Floats in) {
   const __m512 x = in.v;
@@ -111,7 +112,8 @@ inline void transpose_16(const float* const (&from)[16], float* to) {
   }
 #pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) {  // b[4 q + n] holds columns n, n + 4, n + 8, n + 12 of rows 4 q to 4 q + 3
-    const __m512 even_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0x88), even_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0x88);
+    const __m512 even_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0x88),
+                 even_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0x88);
     const __m512 odd_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0xDD), odd_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0xDD);
     _mm512_storeu_ps(to + n * kStride, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
     _mm512_storeu_ps(to + (n + 4) * kStride, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
@@ -216,7 +218,8 @@ inline Floats pin(Floats x) {
   return x;
 }
 
-// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference (upper).
+// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference
+// (upper).
 template <int kBit>
 inline __m256 butterfly(__m256 x) {
   static_assert(kBit < 8, "lanes of one half");

@@ -18,8 +18,8 @@ inline int32_t reduce_add(Ints x) { return _mm512_reduce_add_epi32(x.v); }
 inline Floats to_float(Ints x, int32_t offset) { return {_mm512_cvtepi32_ps(_mm512_sub_epi32(x.v, _mm512_set1_epi32(offset)))}; }
 inline void store_bytes(int8_t* to, Ints x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(x.v)); }
 
-// sum += dot products of 4 unsigned and 4 signed bytes in each lane (vpdpbusd). Inline assembly, because GCC's intrinsic copies every
-// accumulator, which halves the speed.
+// sum += dot products of 4 unsigned and 4 signed bytes in each lane (vpdpbusd). Inline assembly, because GCC's intrinsic copies
+// every accumulator, which halves the speed.
 inline void dot_bytes(Ints& sum, __m512i x, __m512i y) {
 #ifdef __AVX512VNNI__
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(x), "v"(y));
@@ -49,7 +49,8 @@ inline Floats to_float(Ints x, int32_t offset) {
 }
 inline void store_bytes(int8_t* to, Ints x) {
   const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xD8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(_mm256_castsi256_si128(narrow), _mm256_extracti128_si256(narrow, 1)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packs_epi16(_mm256_castsi256_si128(narrow), _mm256_extracti128_si256(narrow, 1)));
 }
 
 #endif

@@ -3,8 +3,8 @@
 //     SplitHeads(qkv [batch, rows, sum(parts) * head_dim], cos, sin [batch, rows, head_dim / 2], parts [3])
 //         -> query, key, value [batch, parts[n], rows, head_dim]; query and key rotated by halves
 //
-// Why one kernel: as standard operators this is Split, Transpose and some ten elementwise operators, each a pass over memory and a start
-// of its own; here every entry is read and written once.
+// Why one kernel: as standard operators this is Split, Transpose and some ten elementwise operators, each a pass over memory and
+// a start of its own; here every entry is read and written once.
 #include <cstring>
 
 #include "operators.h"

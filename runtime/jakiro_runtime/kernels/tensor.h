@@ -93,9 +93,7 @@ class Call {
     api_->at<Run>(ort::kKernelContextParallelFor)(context_, each, count, 0, &work);
   }
 
-  ort::Status* fail(const char* words) const {
-    return api_->at<ort::Status*(int, const char*)>(ort::kCreateStatus)(2, words);
-  }
+  ort::Status* fail(const char* words) const { return api_->at<ort::Status*(int, const char*)>(ort::kCreateStatus)(2, words); }
 
  private:
   const ort::Api* api_;

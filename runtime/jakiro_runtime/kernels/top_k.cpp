@@ -3,8 +3,9 @@
 //     BestToken(logits [..., vocab]) -> int64 [...]
 //     Candidates(logits [rows, vocab], count [1]) -> log_probs [rows, count], index int64 [rows, count], best first
 //
-// Why so: few entries are wanted of a long row. One pass compares 16 entries at a time with the smallest of the best found so far; almost
-// none pass, so the sorted insertion that follows is rare. Of equal logits the first counts, as in ONNX's ArgMax and TopK.
+// Why so: few entries are wanted of a long row. One pass compares 16 entries at a time with the smallest of the best found so
+// far; almost none pass, so the sorted insertion that follows is rare. Of equal logits the first counts, as in ONNX's ArgMax and
+// TopK.
 #include <algorithm>
 #include <cmath>
 
