@@ -30,7 +30,7 @@ constexpr int64_t kMaxScoreBytes = int64_t{1} << 26;  // of sequences that are p
 class BatchAttention {
  public:
   BatchAttention(const Shape& shape, std::vector<KVSegment> segments, std::vector<const float*> queries, std::vector<float*> outs,
-                 const bool* visible)
+                 const uint8_t* visible)
       : shape_(shape), segments_(std::move(segments)), queries_(std::move(queries)), outs_(std::move(outs)), visible_(visible) {
     per_head_ = shape.heads / shape.kv_heads * shape.rows;
     const int64_t chunks = std::max<int64_t>(1, kTasks / static_cast<int64_t>(segments_.size()));
@@ -44,14 +44,14 @@ class BatchAttention {
   }
 
   static int64_t score_bytes(const Shape& shape, int64_t past) {
-    return shape.heads * shape.rows * (past + 3 * shape.others + 3 * kBlock) * 4;
+    return checked_product(shape.heads * shape.rows, (past + 3 * shape.others + 3 * kBlock) * 4);
   }
 
   void run(const Call& call) {
     thread_local std::vector<float> scores_of_thread, new_scores_of_thread;
     const int64_t rows = segments_.size() * per_head_, first = segments_.size() * blocks_, second = segments_.size() * chunks_;
-    if (static_cast<int64_t>(scores_of_thread.size()) < rows * stride_) scores_of_thread.resize(rows * stride_);
-    if (static_cast<int64_t>(new_scores_of_thread.size()) < rows * new_stride_) new_scores_of_thread.resize(rows * new_stride_);
+    grow(scores_of_thread, checked_product(rows, stride_));
+    grow(new_scores_of_thread, checked_product(rows, new_stride_));
     scores_ = scores_of_thread.data(), new_scores_ = new_scores_of_thread.data();
     // A thread that waits for the first step waits for blocks that other threads have claimed and are working on.
     std::atomic<int64_t> claimed{0}, ready{0}, claimed_later{0};
@@ -64,6 +64,10 @@ class BatchAttention {
   }
 
  private:
+  static void grow(std::vector<float>& buffer, int64_t size) {
+    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+  }
+
   void score_block(int64_t head, int64_t block) const {
     const KVSegment& kv = segments_[head];
     const float* const* queries = queries_.data() + head * per_head_;
@@ -81,9 +85,9 @@ class BatchAttention {
     thread_local VisibleRows visible_rows[kMaxRows];
     const int64_t groups = shape_.heads / shape_.kv_heads, begin = chunk * chunk_rows_, first = head * per_head_ + begin;
     const int count = static_cast<int>(std::min(chunk_rows_, per_head_ - begin));
-    const bool* visible = visible_ + head / shape_.kv_heads * shape_.rows * shape_.others;
+    const uint8_t* visible = visible_ + head / shape_.kv_heads * shape_.rows * shape_.others;
     for (int n = 0; n < count; ++n) {
-      const bool* row_mask = visible + (begin + n) / groups * shape_.others;
+      const uint8_t* row_mask = visible + (begin + n) / groups * shape_.others;
       visible_rows[n].clear();
       for (int64_t other = 0; other < shape_.others; ++other) {
         if (row_mask[other]) visible_rows[n].push_back(static_cast<int32_t>(other));
@@ -115,7 +119,7 @@ class BatchAttention {
   const std::vector<KVSegment> segments_;    // [sequences * kv_heads]
   const std::vector<const float*> queries_;  // [segments, rows of the head]
   const std::vector<float*> outs_;
-  const bool* visible_;
+  const uint8_t* visible_;
   int64_t per_head_, chunk_rows_, chunks_, blocks_, new_stride_, stride_, longest_ = 0;
   bool vectorized_;
   float *scores_ = nullptr, *new_scores_ = nullptr;  // [segments, rows of the head, stride or new_stride]
@@ -123,48 +127,47 @@ class BatchAttention {
 
 }  // namespace
 
-ort::Status* tree_attention(const Call& call) {
-  const Tensor query = call.input(0), past_key = call.input(1), past_value = call.input(2), new_key = call.input(3);
-  const Tensor new_value = call.input(4), past_length = call.input(5), visible = call.input(6);
-  const int64_t batch = query.dims[0];
-  const Shape shape{query.dims[1],    past_key.dims[1], query.dims[2],   new_key.dims[2],
-                    past_key.dims[2], query.dims[3],    call.attribute()};
-  const int64_t rows = shape.rows, others = shape.others, dim = shape.dim, groups = shape.heads / shape.kv_heads,
-                queries = groups * rows;
-  if (past_key.dims[3] != dim || visible.dims[1] != rows || visible.dims[2] != others || shape.heads % shape.kv_heads != 0) {
-    return call.fail("TreeAttention: queries, keys and mask do not fit together");
-  }
-  const int64_t dims[3] = {batch, rows, shape.heads * dim};
-  float* result = static_cast<float*>(call.output(0, dims, 3));
-  if (batch * rows == 0) return nullptr;
+void tree_attention(const Call& call) {
+  Dim batch{"batch"}, heads{"heads", 1}, rows{"rows"}, dim{"head_dim", 1}, kv_heads{"kv_heads", 1}, capacity{"capacity"},
+      others{"others"};
+  const float* query = call.input(0, batch, heads, rows, dim).as<float>();
+  const float* past_key = call.input(1, batch, kv_heads, capacity, dim).as<float>();
+  const float* past_value = call.input(2, batch, kv_heads, capacity, dim).as<float>();
+  const float* new_key = call.input(3, batch, kv_heads, others, dim).as<float>();
+  const float* new_value = call.input(4, batch, kv_heads, others, dim).as<float>();
+  const int64_t* past = call.lengths(5, batch, 0, capacity);
+  const uint8_t* visible = call.input(6, batch, rows, others).as<uint8_t>();  // a file's booleans may be other than 0 and 1
+  if (heads % kv_heads != 0) call.refuse(heads, " heads are no multiple of ", kv_heads, " kv_heads");
+  const int64_t groups = heads / kv_heads, queries = groups * rows;
+  if (queries > kMaxDim) call.refuse("input query has too many rows for one kv_head");
+  const Shape shape{heads, kv_heads, rows, others, capacity, dim, call.attribute()};
+  const int64_t dims[3] = {batch, rows, heads * dim};
+  float* result = call.output<float>(0, dims, 3);
+  if (batch * rows == 0) return;
 
-  const auto past = [&](int64_t sequence) { return std::min(past_length.as<int64_t>()[sequence], shape.capacity); };
   for (int64_t sequence = 0, last; sequence < batch; sequence = last) {
     // as many sequences at once as their scores fit kMaxScoreBytes
-    int64_t longest = past(sequence);
+    int64_t longest = past[sequence];
     for (last = sequence + 1; last < batch; ++last) {
-      longest = std::max(longest, past(last));
-      if ((last + 1 - sequence) * BatchAttention::score_bytes(shape, longest) > kMaxScoreBytes) break;
+      longest = std::max(longest, past[last]);
+      if (checked_product(last + 1 - sequence, BatchAttention::score_bytes(shape, longest)) > kMaxScoreBytes) break;
     }
     std::vector<KVSegment> segments;
     std::vector<const float*> from;
     std::vector<float*> to;
     for (int64_t each = sequence; each < last; ++each) {
-      for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
-        const int64_t head = each * shape.kv_heads + kv, past_at = head * shape.capacity * dim, new_at = head * others * dim;
-        segments.push_back({past_key.as<float>() + past_at, past_value.as<float>() + past_at, new_key.as<float>() + new_at,
-                            new_value.as<float>() + new_at, past(each)});
+      for (int64_t kv = 0; kv < kv_heads; ++kv) {
+        const int64_t head = each * kv_heads + kv, past_at = head * capacity * dim, new_at = head * others * dim;
+        segments.push_back({past_key + past_at, past_value + past_at, new_key + new_at, new_value + new_at, past[each]});
         for (int64_t n = 0; n < queries; ++n) {
           const int64_t row = n / groups, which = kv * groups + n % groups;
-          from.push_back(query.as<float>() + ((each * shape.heads + which) * rows + row) * dim);
-          to.push_back(result + ((each * rows + row) * shape.heads + which) * dim);
+          from.push_back(query + ((each * heads + which) * rows + row) * dim);
+          to.push_back(result + ((each * rows + row) * heads + which) * dim);
         }
       }
     }
-    BatchAttention(shape, std::move(segments), std::move(from), std::move(to), visible.as<bool>() + sequence * rows * others)
-        .run(call);
+    BatchAttention(shape, std::move(segments), std::move(from), std::move(to), visible + sequence * rows * others).run(call);
   }
-  return nullptr;
 }
 
 }  // namespace jakiro

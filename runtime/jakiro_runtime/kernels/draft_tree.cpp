@@ -10,7 +10,6 @@
 //
 // Why kernels: the tensors have a hundred entries, so as standard operators each step costs what a dozen operators cost to start.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "operators.h"
@@ -18,49 +17,46 @@
 
 namespace jakiro {
 
-ort::Status* propose(const Call& call) {
-  const Tensor scores = call.input(0), log_probs = call.input(1), tokens = call.input(2), numbers = call.input(3);
-  const int64_t width = log_probs.dims[2], beams = log_probs.dims[0] * log_probs.dims[1];
-  if (scores.count() != beams || numbers.count() != beams || tokens.count() != beams * width) {
-    return call.fail("Propose: beam and candidates do not have matching shapes");
+void propose(const Call& call) {
+  Dim batch{"batch"}, beam{"beam"}, width{"top_k"};
+  const float* scores = call.input(0, batch, beam).as<float>();
+  const float* log_probs = call.input(1, batch, beam, width).as<float>();
+  const int64_t* tokens = call.input(2, batch, beam, width).as<int64_t>();
+  const int64_t* numbers = call.input(3, batch, beam).as<int64_t>();
+  const int64_t dims[2] = {batch, beam * width}, count = batch * dims[1];
+  float* totals = call.output<float>(0, dims, 2);
+  int64_t *proposed = call.output<int64_t>(1, dims, 2), *parents = call.output<int64_t>(2, dims, 2);
+  for (int64_t n = 0; n < count; ++n) {
+    totals[n] = scores[n / width] + log_probs[n];
+    parents[n] = numbers[n / width];
   }
-  const int64_t dims[2] = {log_probs.dims[0], log_probs.dims[1] * width};
-  float* totals = static_cast<float*>(call.output(0, dims, 2));
-  int64_t *proposed = static_cast<int64_t*>(call.output(1, dims, 2)), *parents = static_cast<int64_t*>(call.output(2, dims, 2));
-  for (int64_t n = 0; n < beams * width; ++n) {
-    totals[n] = scores.as<float>()[n / width] + log_probs.as<float>()[n];
-    parents[n] = numbers.as<int64_t>()[n / width];
-  }
-  std::memcpy(proposed, tokens.data, beams * width * sizeof(int64_t));
-  return nullptr;
+  std::copy(tokens, tokens + count, proposed);
 }
 
-ort::Status* best_nodes(const Call& call) {
-  const Tensor scores = call.input(0), tokens = call.input(1), parents = call.input(2);
-  const int64_t batch = scores.dims[0], size = scores.dims[1], count = call.input(3).as<int64_t>()[0];
-  if (count < 1 || count > size || tokens.count() != batch * size || parents.count() != batch * size) {
-    return call.fail("BestNodes: count is not between 1 and the number of candidates, or the shapes differ");
-  }
+void best_nodes(const Call& call) {
+  Dim batch{"batch"}, size{"candidates", 1}, one = fixed(1);
+  const float* scores = call.input(0, batch, size).as<float>();
+  const int64_t* tokens = call.input(1, batch, size).as<int64_t>();
+  const int64_t* parents = call.input(2, batch, size).as<int64_t>();
+  const int64_t count = *call.lengths(3, one, 1, size);
   const int64_t dims[2] = {batch, count};
-  int64_t *tree_tokens = static_cast<int64_t*>(call.output(0, dims, 2)),
-          *tree_parents = static_cast<int64_t*>(call.output(1, dims, 2));
-  float* tree_scores = static_cast<float*>(call.output(2, dims, 2));
+  int64_t *tree_tokens = call.output<int64_t>(0, dims, 2), *tree_parents = call.output<int64_t>(1, dims, 2);
+  float* tree_scores = call.output<float>(2, dims, 2);
   std::vector<float> best(count);
   std::vector<int64_t> chosen(count), number(size);
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
-    const float* score = scores.as<float>() + sequence * size;
+    const float* score = scores + sequence * size;
     top_k(score, size, count, best.data(), chosen.data());
     std::sort(chosen.begin(), chosen.end());
     std::fill(number.begin(), number.end(), 0);
     for (int64_t n = 0; n < count; ++n) number[chosen[n]] = n + 1;
     for (int64_t n = 0; n < count; ++n) {
-      const int64_t from = sequence * size + chosen[n], parent = parents.as<int64_t>()[from];
-      tree_tokens[sequence * count + n] = tokens.as<int64_t>()[from];
+      const int64_t from = sequence * size + chosen[n], parent = parents[from];
+      tree_tokens[sequence * count + n] = tokens[from];
       tree_parents[sequence * count + n] = parent < 0 || parent >= size ? 0 : number[parent];
       tree_scores[sequence * count + n] = score[chosen[n]];
     }
   }
-  return nullptr;
 }
 
 }  // namespace jakiro

@@ -13,9 +13,9 @@
 #include <cstring>
 #include <vector>
 
+#include "call.h"
 #include "prepacked_weight.h"
 #include "simd_int.h"
-#include "tensor.h"
 
 namespace jakiro {
 
@@ -35,32 +35,23 @@ class Int4 {
     }
   };
 
+  // Throws a Refusal unless the weights' inputs have the shapes above and fit rows of `in` entries.
   Int4(const Call& call, int64_t in) : in_(in) {
-    const Tensor weight = call.input(1), scales = call.input(2), min = call.input(3);
-    fits_ = weight.rank == 5 && scales.rank == 3 && min.rank == 3 && weight.dims[1] * kGroup == in && in > 0;
-    for (size_t axis = 0; axis < 2; ++axis)
-      fits_ = fits_ && weight.dims[axis] == scales.dims[axis] && weight.dims[axis] == min.dims[axis];
-    out_ = weight.dims[0] * kLanes;
-    if (call.prepacked() != nullptr || !fits_) {
-      blocks_ = static_cast<const uint8_t*>(call.prepacked());
-    } else {
-      packed_.resize(weight.count() / kNibbles * kTile);
-      pack(weight, scales, min, packed_.data());
-      blocks_ = packed_.data();
+    const Parts parts(call);
+    if (parts.groups * kGroup != in) {
+      call.refuse("input weight has ", parts.groups * kGroup, " inputs, expected the ", in, " of a row");
     }
+    out_ = parts.blocks * kLanes;
+    if (call.prepacked() == nullptr) packed_ = parts.pack();
+    blocks_ = call.prepacked() != nullptr ? static_cast<const uint8_t*>(call.prepacked()) : packed_.data();
   }
+  // Throws a Refusal for constant weights of another shape.
   static PrepackedWeight prepack(const Constants& constants) {
-    const Tensor weight = constants.input(1), scales = constants.input(2), min = constants.input(3);
-    const int64_t groups = weight.rank == 5 ? weight.dims[0] * weight.dims[1] : 0;
-    const bool complete = weight.data && scales.data && min.data && weight.count() == groups * kNibbles &&
-                          scales.count() == groups * kLanes && min.count() == groups * kLanes;
-    if (!complete) return {};
-    std::vector<uint8_t> packed(groups * kTile);
-    pack(weight, scales, min, packed.data());
-    return jakiro::copy_to_large_pages(packed.data(), packed.size());
+    if (!constants.has(1) || !constants.has(2) || !constants.has(3)) return {};
+    const std::vector<uint8_t> packed = Parts(constants).pack();
+    return copy_to_large_pages(packed.data(), packed.size());
   }
 
-  bool fits() const { return fits_; }
   int64_t out() const { return out_; }
   int64_t block_bytes() const { return in_ / kGroup * kTile; }
   const uint8_t* block(int64_t n) const { return blocks_ + n * block_bytes(); }
@@ -73,24 +64,41 @@ class Int4 {
 
  private:
   static constexpr int64_t kQuad = 4, kGroup = 32;
-  static constexpr int64_t kNibbles = kLanes * kGroup / 2,
-                           kTile = kNibbles + 4 * kLanes;  // bytes of a group: weights alone; with scales and min
+  static constexpr int64_t kNibbles = kLanes * kGroup / 2;  // bytes of a group's weights
+  static constexpr int64_t kTile = kNibbles + 4 * kLanes;   // with its scales and mins
 
-  // Interleaves what is read together: the weights of a group, its scales, its min values.
-  static void pack(const Tensor& weight, const Tensor& scales, const Tensor& min, uint8_t* to) {
-    const int64_t groups = weight.count() / kNibbles;
-    for (int64_t n = 0; n < groups; ++n, to += kTile) {
-      std::memcpy(to, weight.as<uint8_t>() + n * kNibbles, kNibbles);
-      std::memcpy(to + kNibbles, scales.as<uint16_t>() + n * kLanes, 2 * kLanes);
-      std::memcpy(to + kNibbles + 2 * kLanes, min.as<uint16_t>() + n * kLanes, 2 * kLanes);
+  // The weights, scales and mins among the inputs of a call, or among a node's constants.
+  struct Parts {
+    Dim blocks{"out / 16", 1}, groups{"in / 32", 1};
+    const uint8_t* weight;
+    const uint16_t *scales, *min;
+
+    template <typename Inputs>
+    explicit Parts(const Inputs& inputs) {
+      Dim lanes = fixed(kLanes), quad = fixed(kQuad);
+      weight = inputs.input(1, blocks, groups, quad, lanes, quad).template as<uint8_t>();
+      scales = inputs.input(2, blocks, groups, lanes).template as<uint16_t>();
+      min = inputs.input(3, blocks, groups, lanes).template as<uint16_t>();
     }
-  }
+
+    // Interleaves what is read together: the weights of a group, its scales, its mins.
+    std::vector<uint8_t> pack() const {
+      const int64_t count = blocks * groups;
+      std::vector<uint8_t> packed(count * kTile);
+      uint8_t* to = packed.data();
+      for (int64_t n = 0; n < count; ++n, to += kTile) {
+        std::memcpy(to, weight + n * kNibbles, kNibbles);
+        std::memcpy(to + kNibbles, scales + n * kLanes, 2 * kLanes);
+        std::memcpy(to + kNibbles + 2 * kLanes, min + n * kLanes, 2 * kLanes);
+      }
+      return packed;
+    }
+  };
 
   // A group of weights times the entries of kRows rows [8, kRows, 4], added to sums.
   template <int kRows>
   static void add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]);
 
-  bool fits_;
   int64_t in_, out_ = 0;
   const uint8_t* blocks_ = nullptr;
   std::vector<uint8_t> packed_;

@@ -13,9 +13,9 @@
 #include <cstring>
 #include <vector>
 
+#include "call.h"
 #include "prepacked_weight.h"
 #include "simd_int.h"
-#include "tensor.h"
 
 namespace jakiro {
 
@@ -44,20 +44,30 @@ class Int8 {
     }
   };
 
+  // Throws a Refusal unless the weights' inputs have the shapes above and fit rows of `in` entries.
   Int8(const Call& call, int64_t in) : in_(in) {
-    const Tensor rotation = call.input(1), weight = call.input(2), scales = call.input(3);
-    fits_ = weight.rank == 4 && weight.dims[0] * kLanes == scales.dims[0] && weight.dims[1] * kQuad == in &&
-            in % rotation.dims[0] == 0;
-    rotation_block_ = rotation.dims[0], out_ = scales.dims[0];
+    Dim block{"block", 1}, blocks{"out / 16", 1}, quads{"in / 4", 1};
+    call.input(1, block, block);
+    const Tensor weight = weight_of(call, blocks, quads);
+    Dim out = fixed(blocks * kLanes);
+    scales_ = call.input(3, out).as<float>();
+    if (in > kMaxIn || quads * kQuad != in) {
+      call.refuse("input weight has ", quads * kQuad, " inputs, expected the ", in, " of a row, at most ", kMaxIn);
+    }
+    if ((block & (block - 1)) != 0 || in % block != 0) {
+      call.refuse("input rotation has a block of ", block, ", expected a power of two that divides ", in);
+    }
+    rotation_block_ = block, out_ = out;
     blocks_ = call.prepacked() ? static_cast<const uint8_t*>(call.prepacked()) : weight.as<uint8_t>();
-    scales_ = scales.as<float>();
   }
+  // Throws a Refusal for constant weights of another shape.
   static PrepackedWeight prepack(const Constants& constants) {
-    const Tensor weight = constants.input(2);
-    return weight.data == nullptr ? PrepackedWeight{} : jakiro::copy_to_large_pages(weight.data, weight.count());
+    if (!constants.has(2)) return {};
+    Dim blocks{"out / 16", 1}, quads{"in / 4", 1};
+    const Tensor weight = weight_of(constants, blocks, quads);
+    return copy_to_large_pages(weight.data, weight.count());
   }
 
-  bool fits() const { return fits_; }
   int64_t out() const { return out_; }
   int64_t block_bytes() const { return in_ / kQuad * kLanes * kQuad; }
   const uint8_t* block(int64_t n) const { return blocks_ + n * block_bytes(); }
@@ -73,9 +83,17 @@ class Int8 {
                 Floats (&result)[kRows][kWide]) const;
 
  private:
-  static constexpr int64_t kQuad = 4;                                                         // inputs of a tile
+  static constexpr int64_t kQuad = 4;                         // inputs of a tile
+  static constexpr int64_t kMaxIn = INT32_MAX / (128 * 127);  // for which a dot product fits its 32 bits
   static constexpr int kOrder[kQuad] = {0, JAKIRO_AVX512 ? 1 : 2, JAKIRO_AVX512 ? 2 : 1, 3};  // position of each of four entries
   static void store_entries(Entry* to, Ints x);
+
+  // The weights among the inputs of a call, or among a node's constants.
+  template <typename Inputs>
+  static Tensor weight_of(const Inputs& inputs, Dim& blocks, Dim& quads) {
+    Dim lanes = fixed(kLanes), quad = fixed(kQuad);
+    return inputs.input(2, blocks, quads, lanes, quad);
+  }
 
   // A tile of weights: [16 outputs, 4 inputs].
   struct Weights;
@@ -83,7 +101,6 @@ class Int8 {
   struct Four;
   static void add_product(Ints& sum, const Weights& weights, const Four& four);
 
-  bool fits_;
   int64_t in_, out_, rotation_block_;
   const uint8_t* blocks_;
   const float* scales_;

@@ -10,14 +10,15 @@
 
 namespace jakiro {
 
-ort::Status* mix_experts(const Call& call) {
-  const Tensor router = call.input(0), first = call.input(1), second = call.input(2);
-  const int64_t rows = first.dims[0], hidden = first.dims[1];
-  if (router.count() != rows * 4 || second.count() != rows * hidden) return call.fail("MixExperts: rows do not fit together");
-  float *primary = static_cast<float*>(call.output(0, first.dims, 2)),
-        *contrast = static_cast<float*>(call.output(1, first.dims, 2));
+void mix_experts(const Call& call) {
+  Dim rows{"rows"}, hidden{"hidden"}, four = fixed(4);
+  const float* router = call.input(0, rows, four).as<float>();
+  const float* first = call.input(1, rows, hidden).as<float>();
+  const float* second = call.input(2, rows, hidden).as<float>();
+  const int64_t dims[2] = {rows, hidden};
+  float *primary = call.output<float>(0, dims, 2), *contrast = call.output<float>(1, dims, 2);
   for (int64_t row = 0; row < rows; ++row) {
-    const float* gate = router.as<float>() + row * 4;
+    const float* gate = router + row * 4;
     float shares[4];
     for (int n = 0; n < 4; n += 2) {
       const float top = std::max(gate[n], gate[n + 1]), left = std::exp(gate[n] - top), right = std::exp(gate[n + 1] - top);
@@ -25,13 +26,12 @@ ort::Status* mix_experts(const Call& call) {
       shares[n + 1] = right / (left + right);
     }
     const float sign = shares[2] > shares[3] ? 1.0f : -1.0f;
-    const float *a = first.as<float>() + row * hidden, *b = second.as<float>() + row * hidden;
+    const float *a = first + row * hidden, *b = second + row * hidden;
     for (int64_t n = 0; n < hidden; ++n) {
       primary[row * hidden + n] = shares[0] * a[n] + shares[1] * b[n];
       contrast[row * hidden + n] = sign * (shares[2] * a[n] - shares[3] * b[n]);
     }
   }
-  return nullptr;
 }
 
 }  // namespace jakiro

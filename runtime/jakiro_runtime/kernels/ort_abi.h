@@ -21,10 +21,12 @@ struct Context;
 
 enum Place : int {
   kCreateStatus = 0,
+  kGetErrorMessage = 2,
   kCreateCustomOpDomain = 26,
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
@@ -50,6 +52,8 @@ struct ApiBase {
   const Api* (*get)(uint32_t version);
   const char* (*version)();
 };
+
+constexpr int kInvalidArgument = 2;  // a status code
 
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9, kHalf = 10, kDouble = 11 };
 

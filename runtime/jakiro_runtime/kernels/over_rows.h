@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "tensor.h"
+#include "call.h"
 
 namespace jakiro {
 

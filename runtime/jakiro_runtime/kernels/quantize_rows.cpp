@@ -44,17 +44,17 @@ void Int8::quantize(float* row, int64_t first, int64_t index, int64_t pass_rows,
     sums = sums + each;
     store_entries(entries + n, each);
   }
-  int32_t sum = reduce_add(sums);
+  uint32_t sum = reduce_add(sums);  // unsigned, since a row of NaN may overflow it
   for (; n < in_; n += kQuad) {
     Entry four[kQuad];
     for (int64_t k = 0; k < kQuad; ++k) {
-      four[kOrder[k]] = static_cast<Entry>(std::nearbyint(row[n + k] * steps));
+      four[kOrder[k]] = static_cast<Entry>(_mm_cvtss_si32(_mm_set_ss(row[n + k] * steps)));
       sum += four[kOrder[k]];
     }
     std::memcpy(entries + n, four, sizeof four);
   }
   rows.scales[first + index] = largest / 127.0f;
-  rows.offsets[first + index] = 128 * sum;
+  rows.offsets[first + index] = static_cast<int32_t>(128 * sum);
   interleave(entries, in_, pass_rows, rows.entries.data() + first * in_ + index * kQuad);
 }
 

@@ -2,14 +2,15 @@
 //
 // Why a table of operators: every operator has the same callbacks, which find what differs (name, types, function) in their row.
 #include <atomic>
+#include <exception>
 #include <fstream>
 #include <memory>
+#include <string>
 
 #include "operators.h"
 #include "ort_abi.h"
 #include "prepacked_weight.h"
 #include "row_matmul.h"
-#include "tensor.h"
 
 namespace {
 
@@ -17,12 +18,10 @@ using jakiro::Call;
 
 struct Operator {
   ort::CustomOp base;  // first: ONNX Runtime hands back its address
-  const char* name;
-  ort::Status* (*run)(const Call&);
+  jakiro::Signature signature;
+  void (*run)(const Call&);
   const char* attribute;                                         // a float; nullptr where it has none
   jakiro::PrepackedWeight (*prepack)(const jakiro::Constants&);  // nullptr where it has no weights
-  ort::ElementType inputs[8];
-  size_t input_count;
   ort::ElementType outputs[3];
   size_t output_count;
   std::atomic<size_t>* prepacked_bytes = nullptr;  // of all kernels of the session
@@ -46,6 +45,22 @@ const size_t kLastLevelCache = [] {
   return kilobytes ? kilobytes << 10 : size_t{1} << 25;
 }();
 
+// Runs work(), and turns what it throws into an error of ONNX Runtime.
+template <typename Work>
+ort::Status* guarded(const ort::Api* api, const Operator& op, Work work) {
+  const auto error = [api](const std::string& text) {
+    return api->at<ort::Status*(int, const char*)>(ort::kCreateStatus)(ort::kInvalidArgument, text.c_str());
+  };
+  try {
+    work();
+    return nullptr;
+  } catch (const jakiro::Refusal& refusal) {
+    return error(refusal.what());
+  } catch (const std::exception&) {
+    return error(std::string(op.signature.name) + ": there is not enough memory for this call");
+  }
+}
+
 ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelInfo* info, Kernel** made) {
   auto kernel = std::make_unique<Kernel>(Kernel{api, op, 0.0f, {}});
   if (op->attribute != nullptr) {
@@ -53,7 +68,8 @@ ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelIn
     if (auto* status = api->at<Get>(ort::kKernelInfoGetAttributeFloat)(info, op->attribute, &kernel->attribute)) return status;
   }
   if (op->prepack != nullptr) {
-    kernel->weight = op->prepack(jakiro::Constants(api, info));
+    const auto prepack = [&] { kernel->weight = op->prepack(jakiro::Constants(api, op->signature, info)); };
+    if (auto* status = guarded(api, *op, prepack)) return status;
     *op->prepacked_bytes += kernel->weight.bytes;
   }
   *made = kernel.release();
@@ -63,10 +79,10 @@ ort::Status* create(const Operator* op, const ort::Api* api, const ort::KernelIn
 ort::CustomOp table() {
   ort::CustomOp op{};
   op.version = ort::kVersion;
-  op.name = [](const ort::CustomOp* op) { return of(op)->name; };
+  op.name = [](const ort::CustomOp* op) { return of(op)->signature.name; };
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
-  op.input_type = [](const ort::CustomOp* op, size_t n) { return of(op)->inputs[n]; };
-  op.input_count = [](const ort::CustomOp* op) { return of(op)->input_count; };
+  op.input_type = [](const ort::CustomOp* op, size_t n) { return of(op)->signature.inputs[n].type; };
+  op.input_count = [](const ort::CustomOp* op) { return of(op)->signature.input_count; };
   op.output_type = [](const ort::CustomOp* op, size_t n) { return of(op)->outputs[n]; };
   op.output_count = [](const ort::CustomOp* op) { return of(op)->output_count; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
@@ -80,7 +96,9 @@ ort::CustomOp table() {
   op.compute_v2 = [](void* kernel, ort::Context* context) {
     const Kernel& self = *static_cast<Kernel*>(kernel);
     const bool non_temporal = self.op->prepacked_bytes->load(std::memory_order_relaxed) > kLastLevelCache;
-    return self.op->run(Call(self.api, context, self.attribute, self.weight.data, non_temporal));
+    return guarded(self.api, *self.op, [&] {
+      self.op->run(Call(self.api, self.op->signature, context, self.attribute, self.weight.data, non_temporal));
+    });
   };
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
@@ -94,30 +112,32 @@ using jakiro::row_matmul;
 using jakiro::Int4;
 using jakiro::Int8;
 
-constexpr ort::ElementType kF = ort::kFloat, kB = ort::kUint8, kI = ort::kInt64, kH = ort::kHalf;
+constexpr ort::ElementType kF = ort::kFloat, kI = ort::kInt64, kH = ort::kHalf;
 
-// The variants of a matmul: weight format, prologue, epilogue.
-template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
-Operator matmul(const char* name, ort::ElementType first, ort::ElementType second, ort::ElementType third) {
-  constexpr bool kExtraInput = kEpilogue == Epilogue::kAdd || kPrologue == Prologue::kNorm;
-  const char* attribute = kPrologue == Prologue::kNorm ? "epsilon" : nullptr;
+// The variants of a matmul: prologue, weight format, epilogue.
+template <Prologue kPrologue, Epilogue kEpilogue>
+Operator int8_matmul(const char* name) {
+  constexpr bool kNorm = kPrologue == Prologue::kNorm, kAdd = kEpilogue == Epilogue::kAdd;
+  const jakiro::Input last{kF, kNorm ? "gain" : "residual"};
   return {table(),
-          name,
-          row_matmul<Format, kPrologue, kEpilogue>,
-          attribute,
-          Format::prepack,
-          {kF, first, second, third, kF},
-          4 + kExtraInput,
+          {name, {{kF, "x"}, {kF, "rotation"}, {ort::kUint8, "weight"}, {kF, "scales"}, last}, size_t{4} + (kNorm || kAdd)},
+          row_matmul<Int8, kPrologue, kEpilogue>,
+          kNorm ? "epsilon" : nullptr,
+          Int8::prepack,
           {kF},
           1};
 }
 template <Prologue kPrologue, Epilogue kEpilogue>
-Operator int8_matmul(const char* name) {
-  return matmul<Int8, kPrologue, kEpilogue>(name, kF, kB, kF);
-}
-template <Prologue kPrologue, Epilogue kEpilogue>
 Operator int4_matmul(const char* name) {
-  return matmul<Int4, kPrologue, kEpilogue>(name, kB, kH, kH);
+  constexpr bool kNorm = kPrologue == Prologue::kNorm, kAdd = kEpilogue == Epilogue::kAdd;
+  const jakiro::Input last{kF, kNorm ? "gain" : "residual"};
+  return {table(),
+          {name, {{kF, "x"}, {ort::kUint8, "weight"}, {kH, "scales"}, {kH, "least"}, last}, size_t{4} + (kNorm || kAdd)},
+          row_matmul<Int4, kPrologue, kEpilogue>,
+          kNorm ? "epsilon" : nullptr,
+          Int4::prepack,
+          {kF},
+          1};
 }
 
 const Operator kOperators[] = {
@@ -131,14 +151,52 @@ const Operator kOperators[] = {
     int4_matmul<Prologue::kNorm, Epilogue::kNone>("NormRowInt4MatMul"),
     int4_matmul<Prologue::kSwiGlu, Epilogue::kNone>("SwiGluRowInt4MatMul"),
     int4_matmul<Prologue::kSwiGlu, Epilogue::kAdd>("SwiGluRowInt4MatMulAdd"),
-    {table(), "TreeAttention", jakiro::tree_attention, "scaling", nullptr, {kF, kF, kF, kF, kF, kI, ort::kBool}, 7, {kF}, 1},
-    {table(), "SplitHeads", jakiro::split_heads, nullptr, nullptr, {kF, kF, kF, kI}, 4, {kF, kF, kF}, 3},
-    {table(), "SwiGlu", jakiro::swiglu, nullptr, nullptr, {kF}, 1, {kF}, 1},
-    {table(), "BestToken", jakiro::best_token, nullptr, nullptr, {kF}, 1, {kI}, 1},
-    {table(), "Candidates", jakiro::candidates, nullptr, nullptr, {kF, kI}, 2, {kF, kI}, 2},
-    {table(), "Propose", jakiro::propose, nullptr, nullptr, {kF, kF, kI, kI}, 4, {kF, kI, kI}, 3},
-    {table(), "BestNodes", jakiro::best_nodes, nullptr, nullptr, {kF, kI, kI, kI}, 4, {kI, kI, kF}, 3},
-    {table(), "MixExperts", jakiro::mix_experts, nullptr, nullptr, {kF, kF, kF}, 3, {kF, kF}, 2},
+    {table(),
+     {"TreeAttention",
+      {{kF, "query"},
+       {kF, "past_key"},
+       {kF, "past_value"},
+       {kF, "new_key"},
+       {kF, "new_value"},
+       {kI, "past_length"},
+       {ort::kBool, "visible"}},
+      7},
+     jakiro::tree_attention,
+     "scaling",
+     nullptr,
+     {kF},
+     1},
+    {table(),
+     {"SplitHeads", {{kF, "qkv"}, {kF, "cos"}, {kF, "sin"}, {kI, "parts"}}, 4},
+     jakiro::split_heads,
+     nullptr,
+     nullptr,
+     {kF, kF, kF},
+     3},
+    {table(), {"SwiGlu", {{kF, "both"}}, 1}, jakiro::swiglu, nullptr, nullptr, {kF}, 1},
+    {table(), {"BestToken", {{kF, "logits"}}, 1}, jakiro::best_token, nullptr, nullptr, {kI}, 1},
+    {table(), {"Candidates", {{kF, "logits"}, {kI, "count"}}, 2}, jakiro::candidates, nullptr, nullptr, {kF, kI}, 2},
+    {table(),
+     {"Propose", {{kF, "scores"}, {kF, "log_probs"}, {kI, "tokens"}, {kI, "numbers"}}, 4},
+     jakiro::propose,
+     nullptr,
+     nullptr,
+     {kF, kI, kI},
+     3},
+    {table(),
+     {"BestNodes", {{kF, "scores"}, {kI, "tokens"}, {kI, "parents"}, {kI, "count"}}, 4},
+     jakiro::best_nodes,
+     nullptr,
+     nullptr,
+     {kI, kI, kF},
+     3},
+    {table(),
+     {"MixExperts", {{kF, "router_logits"}, {kF, "first"}, {kF, "second"}}, 3},
+     jakiro::mix_experts,
+     nullptr,
+     nullptr,
+     {kF, kF},
+     2},
 };
 
 constexpr size_t kCount = sizeof kOperators / sizeof *kOperators;
@@ -161,6 +219,7 @@ struct Session {
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options,
                                                                                  const ort::ApiBase* base) {
   const ort::Api* api = base->get(ort::kVersion);
+  if (api == nullptr) return nullptr;  // an older library: the operators' bodies run
   ort::Domain* domain = nullptr;
   if (auto* status = api->at<ort::Status*(const char*, ort::Domain**)>(ort::kCreateCustomOpDomain)("jakiro", &domain))
     return status;

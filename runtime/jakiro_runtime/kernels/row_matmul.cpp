@@ -4,8 +4,8 @@
 //     RowInt4MatMul(x [..., in], weight, scales, min) -> [..., out]                          int4.h
 //     ...MatMulAdd(..., residual [..., out])     epilogue: adds the residual
 //     NormRow...MatMul(..., gain [in])           prologue: RMSNormalization of each row
-//     SwiGluRow...MatMul(both [..., 2 in], ...)  prologue: SwiGlu of each row
-//     SwiGluRow...MatMulAdd(both, ..., residual)
+//     SwiGluRow...MatMul(x [..., 2 in], ...)     prologue: SwiGlu of each row
+//     SwiGluRow...MatMulAdd(x, ..., residual)
 //
 // Why so: with the few rows of a speculative round, reading the weights is the cost. So each weight is loaded once for all rows
 // of a pass, in memory order, with the next ones prefetched, and the fused neighbours cost no pass over memory and no hand-out to
@@ -98,21 +98,22 @@ void norm(const float* x, const float* gain, int64_t in, float epsilon, float* o
 }  // namespace
 
 template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
-ort::Status* row_matmul(const Call& call) {
-  constexpr bool kAdd = kEpilogue == Epilogue::kAdd;
-  const Tensor x = call.input(0), last = kAdd || kPrologue == Prologue::kNorm ? call.input(Format::kInputs) : Tensor{};
-  const int64_t width = x.dims[x.rank - 1], in = kPrologue == Prologue::kSwiGlu ? width / 2 : width,
-                count = width ? x.count() / width : 0;
-  const Format format(call, in);
-  if (!format.fits()) return call.fail("quantized matmul: weights, scales and rows do not fit together");
-  if ((kAdd && last.count() != count * format.out()) || (kPrologue == Prologue::kNorm && last.count() != in)) {
-    return call.fail("quantized matmul: residual or gain do not fit the rows");
+void row_matmul(const Call& call) {
+  const Tensor x = call.rows(0);
+  const int64_t width = x.last(), in = kPrologue == Prologue::kSwiGlu ? width / 2 : width, count = x.count() / width;
+  if (kPrologue == Prologue::kSwiGlu && width % 2 != 0) {
+    call.refuse("input x has ", width, " entries a row, expected an even number");
   }
-  int64_t dims[8];
-  std::memcpy(dims, x.dims, sizeof dims);
+  const Format format(call, in);
+  const float* residual = kEpilogue == Epilogue::kAdd
+                              ? call.entries(Format::kInputs, checked_product(count, format.out())).template as<float>()
+                              : nullptr;
+  const float* gain = kPrologue == Prologue::kNorm ? call.entries(Format::kInputs, in).template as<float>() : nullptr;
+  int64_t dims[kMaxRank];
+  std::copy(x.dims, x.dims + x.rank, dims);
   dims[x.rank - 1] = format.out();
-  float* result = static_cast<float*>(call.output(0, dims, x.rank));
-  if (count == 0) return nullptr;
+  float* result = call.output<float>(0, dims, x.rank);
+  if (count == 0) return;
 
   // buffers of the calling thread, reused by its next call
   thread_local typename Format::Rows of_thread;
@@ -125,7 +126,7 @@ ort::Status* row_matmul(const Call& call) {
     const float* from = x.as<float>() + row * width;
     float* scratch = scratches + row * in;
     if constexpr (kPrologue == Prologue::kNorm) {
-      norm(from, last.as<float>(), in, call.attribute(), scratch);
+      norm(from, gain, in, call.attribute(), scratch);
     } else if constexpr (kPrologue == Prologue::kSwiGlu) {
       swiglu_row(from, in, scratch);
     } else {
@@ -134,7 +135,6 @@ ort::Status* row_matmul(const Call& call) {
     const int64_t pass = passes.of(row), first = passes.first(pass);
     format.quantize(scratch, first, row - first, passes.first(pass + 1) - first, rows);
   };
-  const float* residual = kAdd ? last.as<float>() : nullptr;
   const Gemm<Format, true> non_temporal{format, rows, residual, result};
   const Gemm<Format, false> cached{format, rows, residual, result};
   // tasks large enough to be worth a hand-out to a thread, and enough of them to balance the load
@@ -163,18 +163,17 @@ ort::Status* row_matmul(const Call& call) {
     call.non_temporal() ? multiply(task, non_temporal) : multiply(task, cached);
   };
   call.parallel(tasks, work);
-  return nullptr;
 }
 
-template ort::Status* row_matmul<Int8, Prologue::kNone, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int8, Prologue::kNone, Epilogue::kAdd>(const Call& call);
-template ort::Status* row_matmul<Int8, Prologue::kNorm, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int8, Prologue::kSwiGlu, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int8, Prologue::kSwiGlu, Epilogue::kAdd>(const Call& call);
-template ort::Status* row_matmul<Int4, Prologue::kNone, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int4, Prologue::kNone, Epilogue::kAdd>(const Call& call);
-template ort::Status* row_matmul<Int4, Prologue::kNorm, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int4, Prologue::kSwiGlu, Epilogue::kNone>(const Call& call);
-template ort::Status* row_matmul<Int4, Prologue::kSwiGlu, Epilogue::kAdd>(const Call& call);
+template void row_matmul<Int8, Prologue::kNone, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int8, Prologue::kNone, Epilogue::kAdd>(const Call& call);
+template void row_matmul<Int8, Prologue::kNorm, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int8, Prologue::kSwiGlu, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int8, Prologue::kSwiGlu, Epilogue::kAdd>(const Call& call);
+template void row_matmul<Int4, Prologue::kNone, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int4, Prologue::kNone, Epilogue::kAdd>(const Call& call);
+template void row_matmul<Int4, Prologue::kNorm, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int4, Prologue::kSwiGlu, Epilogue::kNone>(const Call& call);
+template void row_matmul<Int4, Prologue::kSwiGlu, Epilogue::kAdd>(const Call& call);
 
 }  // namespace jakiro

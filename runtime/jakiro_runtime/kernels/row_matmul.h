@@ -1,9 +1,9 @@
 // Matmul of rows that are quantized one by one with int8 or int4 weights. Operators and shapes: row_matmul.cpp.
 #pragma once
 
+#include "call.h"
 #include "int4.h"
 #include "int8.h"
-#include "tensor.h"
 
 namespace jakiro {
 
@@ -14,6 +14,6 @@ enum class Epilogue { kNone, kAdd };
 
 // Format: of the weights, Int8 or Int4.
 template <typename Format, Prologue kPrologue, Epilogue kEpilogue>
-ort::Status* row_matmul(const Call& call);
+void row_matmul(const Call& call);
 
 }  // namespace jakiro

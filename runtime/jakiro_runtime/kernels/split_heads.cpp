@@ -12,25 +12,28 @@
 
 namespace jakiro {
 
-ort::Status* split_heads(const Call& call) {
-  const Tensor qkv = call.input(0), cosines = call.input(1), sines = call.input(2), parts = call.input(3);
-  const int64_t batch = qkv.dims[0], rows = qkv.dims[1], width = qkv.dims[2], half = cosines.dims[2], dim = 2 * half;
-  const int64_t* counts = parts.as<int64_t>();
-  if ((counts[0] + counts[1] + counts[2]) * dim != width || cosines.dims[0] != batch || cosines.dims[1] != rows) {
-    return call.fail("SplitHeads: heads and angles do not fit the rows");
+void split_heads(const Call& call) {
+  Dim batch{"batch"}, rows{"rows"}, width{"width", 1}, half{"head_dim / 2", 1}, three = fixed(3);
+  const float* qkv = call.input(0, batch, rows, width).as<float>();
+  const float* cosines = call.input(1, batch, rows, half).as<float>();
+  const float* sines = call.input(2, batch, rows, half).as<float>();
+  const int64_t dim = 2 * half;
+  const int64_t* parts = call.lengths(3, three, 0, width / dim);
+  if (width % dim != 0 || parts[0] + parts[1] + parts[2] != width / dim) {
+    call.refuse("input qkv has width ", width, ", expected ", parts[0] + parts[1] + parts[2], " heads of ", dim);
   }
   float* to[3];
   for (size_t n = 0; n < 3; ++n) {
-    const int64_t dims[4] = {batch, counts[n], rows, dim};
-    to[n] = static_cast<float*>(call.output(n, dims, 4));
+    const int64_t dims[4] = {batch, parts[n], rows, dim};
+    to[n] = call.output<float>(n, dims, 4);
   }
   over_rows(call, batch * rows, width, [&](int64_t first, int64_t last) {
     for (int64_t at = first; at < last; ++at) {
-      const float *from = qkv.as<float>() + at * width, *c = cosines.as<float>() + at * half, *s = sines.as<float>() + at * half;
+      const float *from = qkv + at * width, *c = cosines + at * half, *s = sines + at * half;
       const int64_t sequence = at / rows, row = at % rows;
       for (int n = 0; n < 3; ++n) {
-        for (int64_t head = 0; head < counts[n]; ++head, from += dim) {
-          float* out = to[n] + ((sequence * counts[n] + head) * rows + row) * dim;
+        for (int64_t head = 0; head < parts[n]; ++head, from += dim) {
+          float* out = to[n] + ((sequence * parts[n] + head) * rows + row) * dim;
           if (n == 2) {
             std::memcpy(out, from, dim * sizeof(float));
             continue;
@@ -43,7 +46,6 @@ ort::Status* split_heads(const Call& call) {
       }
     }
   });
-  return nullptr;
 }
 
 }  // namespace jakiro

@@ -53,10 +53,10 @@ void top_k(const float* x, int64_t size, int64_t count, float* best, int64_t* in
   }
 }
 
-ort::Status* best_token(const Call& call) {
-  const Tensor logits = call.input(0);
-  const int64_t vocab = logits.dims[logits.rank - 1], rows = vocab ? logits.count() / vocab : 0;
-  int64_t* best = static_cast<int64_t*>(call.output(0, logits.dims, logits.rank - 1));
+void best_token(const Call& call) {
+  const Tensor logits = call.rows(0);
+  const int64_t vocab = logits.last(), rows = logits.count() / vocab;
+  int64_t* best = call.output<int64_t>(0, logits.dims, logits.rank - 1);
   auto work = [&](size_t row) {
     const float* x = logits.as<float>() + row * vocab;
     Floats most = broadcast(x[0]);
@@ -75,18 +75,17 @@ ort::Status* best_token(const Call& call) {
     best[row] = n < vocab ? n : 0;  // all NaN
   };
   if (rows) call.parallel(rows, work);
-  return nullptr;
 }
 
-ort::Status* candidates(const Call& call) {
-  const Tensor logits = call.input(0);
-  const int64_t rows = logits.dims[0], vocab = logits.dims[1], count = call.input(1).as<int64_t>()[0];
-  if (count < 1 || count > vocab) return call.fail("Candidates: count is not between 1 and the vocabulary size");
+void candidates(const Call& call) {
+  Dim rows{"rows"}, vocab{"vocab", 1}, one = fixed(1);
+  const float* logits = call.input(0, rows, vocab).as<float>();
+  const int64_t count = *call.lengths(1, one, 1, vocab);
   const int64_t dims[2] = {rows, count};
-  float* best = static_cast<float*>(call.output(0, dims, 2));
-  int64_t* index = static_cast<int64_t*>(call.output(1, dims, 2));
+  float* best = call.output<float>(0, dims, 2);
+  int64_t* index = call.output<int64_t>(1, dims, 2);
   auto work = [&](size_t row) {
-    const float* x = logits.as<float>() + row * vocab;
+    const float* x = logits + row * vocab;
     float* mine = best + row * count;
     top_k(x, vocab, count, mine, index + row * count);
     const float log_total = mine[0] + std::log(sum_exp(x, vocab, mine[0]));
@@ -97,7 +96,6 @@ ort::Status* candidates(const Call& call) {
   } else {
     call.parallel(rows, work);
   }
-  return nullptr;
 }
 
 }  // namespace jakiro
