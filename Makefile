@@ -3,7 +3,7 @@
 #             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
 # make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
-# make lint   ruff and mypy alone
+# make lint   ruff, mypy and clang-format alone
 # make clean  remove what the targets above made
 
 PYTHON ?= python3
@@ -61,6 +61,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 $(ENGINE)/engine.json: $(VENV)/.installed $(HEAD) $(SOURCES)
 	@$(BIN)/jakiro-export --draft smollm2-135m --target smollm2-135m --out $(ENGINE) $(EXPORT_FLAGS)

@@ -1,4 +1,4 @@
-/* What libjakiro_plugins.so offers besides the TensorRT plugin: the same kernels behind a C interface, for
+/* What libjakiro_plugins.so offers in addition to the TensorRT plugin: the same kernels behind a C interface, for
  * runtimes that drive CUDA themselves. All pointers are device pointers unless said otherwise. Every call
  * only launches work on `stream`: nothing is allocated, nothing waits, so it may be captured into a CUDA
  * graph. */
@@ -45,8 +45,7 @@ typedef struct {
 } JakiroExpertDispatch;
 
 /* Bytes of workspace; does not grow beyond 128 rows. */
-JAKIRO_API size_t jakiro_expert_dispatch_workspace(JakiroType type, int64_t rows, int64_t hidden,
-                                                   int64_t inner, int32_t experts);
+JAKIRO_API size_t jakiro_expert_dispatch_workspace(JakiroType type, int64_t rows, int64_t hidden, int64_t inner, int32_t experts);
 
 /* cudaErrorInvalidValue where the sizes make no sense; otherwise what the launch returned. */
 JAKIRO_API cudaError_t jakiro_expert_dispatch(const JakiroExpertDispatch* arguments, cudaStream_t stream);
@@ -55,7 +54,7 @@ JAKIRO_API cudaError_t jakiro_expert_dispatch(const JakiroExpertDispatch* argume
  *
  *   cache[t][b, h, past_length[b] + i] = new_rows[t][b, h, accepted[b, i]]    for i < counts[b]
  *
- * Tensors may differ in element size (a double value cache beside half keys): `row_bytes` says each one's
+ * Tensors may differ in element size (a double value cache with half keys): `row_bytes` says each one's
  * head_dim in bytes. Rows that would pass `capacity`, and row numbers outside 0..rows-1, are skipped.
  * past_length is not changed. */
 typedef struct {

@@ -27,8 +27,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) combine(Combine<T> p) {
   const int r = blockIdx.y, column = blockIdx.x * kThreads + threadIdx.x;
   if (column >= p.hidden) return;
-  const size_t per_expert = static_cast<size_t>(kMostRows) * p.hidden,
-               at = static_cast<size_t>(r) * p.hidden + column;
+  const size_t per_expert = static_cast<size_t>(kMostRows) * p.hidden, at = static_cast<size_t>(r) * p.hidden + column;
   float primary = 0, contrast = 0;
   for (int e = 0; e < p.experts; ++e) {
     const float weight = load(p.weights + e * kMostRows + r);

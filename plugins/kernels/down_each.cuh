@@ -50,14 +50,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kTiles>) down_each(DownEa
   multiply<T, kTiles, kAligned, true>(sums, low, high, inputs, row, tiles, p.inner);
 
   float* y = p.y + static_cast<size_t>(expert) * kMostRows * p.hidden;
-  reduce<kTiles>(sums, reinterpret_cast<float*>(shared_memory()), tiles,
-                 [&](int slot, int tile_row, float left, float right) {
-                   if (slot >= count) return;
-                   float* at = y + static_cast<size_t>(load(list + slot)) * p.hidden;
-                   const int column = first + tile_row;
-                   if (column < p.hidden) store(at + column, left);
-                   if (column + kTileRows < p.hidden) store(at + column + kTileRows, right);
-                 });
+  reduce<kTiles>(sums, reinterpret_cast<float*>(shared_memory()), tiles, [&](int slot, int tile_row, float left, float right) {
+    if (slot >= count) return;
+    float* at = y + static_cast<size_t>(load(list + slot)) * p.hidden;
+    const int column = first + tile_row;
+    if (column < p.hidden) store(at + column, left);
+    if (column + kTileRows < p.hidden) store(at + column + kTileRows, right);
+  });
 }
 
 }  // namespace jakiro

@@ -8,7 +8,7 @@
 //
 // Bytes, for Llama-2-7B's head (hidden = inner = 4096, half, 10 rows): down 67.1 MB, h 0.16 MB, outputs 0.16
 // MB. 0.67 GFLOP. Roofline: A100 (1.56 TB/s) 43 us, Orin AGX (205 GB/s) 0.33 ms. 256 blocks on an A100's 108
-// processors: the last blocks leave some idle, and only a measurement will say how much that costs.
+// SMs: the last blocks leave some idle, and only a measurement will say how much that costs.
 //
 // not run on a GPU.
 #pragma once

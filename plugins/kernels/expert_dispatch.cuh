@@ -38,10 +38,8 @@ struct Workspace {
 
 template <class T, int kTiles, bool kAligned>
 cudaError_t dispatch_pair(const JakiroExpertDispatch& p, T* h, cudaStream_t stream) {
-  const int rows = static_cast<int>(p.rows), hidden = static_cast<int>(p.hidden),
-            inner = static_cast<int>(p.inner);
-  const GateUp<T> up{
-      static_cast<const T*>(p.x), static_cast<const T*>(p.gate_up), h, rows, hidden, inner, nullptr, nullptr};
+  const int rows = static_cast<int>(p.rows), hidden = static_cast<int>(p.hidden), inner = static_cast<int>(p.inner);
+  const GateUp<T> up{static_cast<const T*>(p.x), static_cast<const T*>(p.gate_up), h, rows, hidden, inner, nullptr, nullptr};
   const DownPair<T> down{h,
                          static_cast<const T*>(p.down),
                          static_cast<const T*>(p.router_logits),
@@ -54,15 +52,13 @@ cudaError_t dispatch_pair(const JakiroExpertDispatch& p, T* h, cudaStream_t stre
                          p.contrast != 0};
   const dim3 up_grid((inner + kTileRows - 1) / kTileRows, 2), down_grid((hidden + kTileRows - 1) / kTileRows);
   cudaError_t error = launch(gate_up<T, kTiles, kAligned>, up_grid, kThreads, kReduceBytes, stream, up);
-  if (error == cudaSuccess)
-    error = launch(down_pair<T, kTiles, kAligned>, down_grid, kThreads, kDownPairBytes, stream, down);
+  if (error == cudaSuccess) error = launch(down_pair<T, kTiles, kAligned>, down_grid, kThreads, kDownPairBytes, stream, down);
   return error;
 }
 
 template <class T, int kTiles, bool kAligned>
 cudaError_t dispatch_many(const JakiroExpertDispatch& p, const Workspace& parts, cudaStream_t stream) {
-  const int rows = static_cast<int>(p.rows), hidden = static_cast<int>(p.hidden),
-            inner = static_cast<int>(p.inner);
+  const int rows = static_cast<int>(p.rows), hidden = static_cast<int>(p.hidden), inner = static_cast<int>(p.inner);
   const bool with_contrast = p.contrast != 0;
   auto* base = static_cast<char*>(p.workspace);
   auto* h = reinterpret_cast<T*>(base + parts.h);
@@ -70,28 +66,17 @@ cudaError_t dispatch_many(const JakiroExpertDispatch& p, const Workspace& parts,
   auto* weights = reinterpret_cast<float*>(base + parts.weights);
   auto* lists = reinterpret_cast<int*>(base + parts.lists);
   auto* counts = reinterpret_cast<int*>(base + parts.counts);
-  const Route<T> router{static_cast<const T*>(p.router_logits),
-                        counts,
-                        lists,
-                        weights,
-                        rows,
-                        p.experts,
-                        p.top_k,
-                        with_contrast};
-  const GateUp<T> up{
-      static_cast<const T*>(p.x), static_cast<const T*>(p.gate_up), h, rows, hidden, inner, counts, lists};
+  const Route<T> router{static_cast<const T*>(p.router_logits), counts, lists, weights, rows, p.experts, p.top_k, with_contrast};
+  const GateUp<T> up{static_cast<const T*>(p.x), static_cast<const T*>(p.gate_up), h, rows, hidden, inner, counts, lists};
   const DownEach<T> down{h, static_cast<const T*>(p.down), y, hidden, inner, counts, lists};
-  const Combine<T> sum{
-      y,         weights,      static_cast<T*>(p.primary), static_cast<T*>(p.contrast_output), hidden,
-      p.experts, with_contrast};
+  const Combine<T> sum{y,         weights,      static_cast<T*>(p.primary), static_cast<T*>(p.contrast_output), hidden,
+                       p.experts, with_contrast};
   const dim3 up_grid((inner + kTileRows - 1) / kTileRows, p.experts);
   const dim3 down_grid((hidden + 2 * kTileRows - 1) / (2 * kTileRows), p.experts);
   const dim3 sum_grid((hidden + kThreads - 1) / kThreads, rows);
   cudaError_t error = launch(route<T>, dim3(1), kMostRows, kRouteBytes, stream, router);
-  if (error == cudaSuccess)
-    error = launch(gate_up<T, kTiles, kAligned>, up_grid, kThreads, kReduceBytes, stream, up);
-  if (error == cudaSuccess)
-    error = launch(down_each<T, kTiles, kAligned>, down_grid, kThreads, kReduceBytes, stream, down);
+  if (error == cudaSuccess) error = launch(gate_up<T, kTiles, kAligned>, up_grid, kThreads, kReduceBytes, stream, up);
+  if (error == cudaSuccess) error = launch(down_each<T, kTiles, kAligned>, down_grid, kThreads, kReduceBytes, stream, down);
   if (error == cudaSuccess) error = launch(combine<T>, sum_grid, kThreads, 0, stream, sum);
   return error;
 }
@@ -100,11 +85,10 @@ template <class T, int kTiles, bool kAligned>
 cudaError_t dispatch_run(const JakiroExpertDispatch& p, cudaStream_t stream) {
   const Workspace parts(sizeof(T), p.hidden, p.inner, p.experts);
   if (p.experts > 2) return dispatch_many<T, kTiles, kAligned>(p, parts, stream);
-  return dispatch_pair<T, kTiles, kAligned>(
-      p, reinterpret_cast<T*>(static_cast<char*>(p.workspace) + parts.h), stream);
+  return dispatch_pair<T, kTiles, kAligned>(p, reinterpret_cast<T*>(static_cast<char*>(p.workspace) + parts.h), stream);
 }
 
-/// At most kMostRows rows: the variant that pads them least. Odd sizes take one of two variants that load
+/// At most kMostRows rows: the variant with the least padding. Odd sizes take one of two variants that load
 /// value by value.
 template <class T>
 cudaError_t dispatch_rows(const JakiroExpertDispatch& p, cudaStream_t stream) {

@@ -52,14 +52,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kTiles>) gate_up(GateUp<T
   multiply<T, kTiles, kAligned, true>(sums, low, high, inputs, row, tiles, p.hidden);
 
   T* h = p.h + static_cast<size_t>(expert) * kMostRows * p.inner;
-  reduce<kTiles>(sums, reinterpret_cast<float*>(shared_memory()), tiles,
-                 [&](int slot, int tile_row, float gate, float up) {
-                   const int i = first + tile_row;
-                   if (slot >= count || i >= p.inner) return;
-                   const int r = list == nullptr ? slot : load(list + slot);
-                   store(h + static_cast<size_t>(r) * p.inner + i,
-                         from_float<T>(gate / (1.0f + expf(-gate)) * up));
-                 });
+  reduce<kTiles>(sums, reinterpret_cast<float*>(shared_memory()), tiles, [&](int slot, int tile_row, float gate, float up) {
+    const int i = first + tile_row;
+    if (slot >= count || i >= p.inner) return;
+    const int r = list == nullptr ? slot : load(list + slot);
+    store(h + static_cast<size_t>(r) * p.inner + i, from_float<T>(gate / (1.0f + expf(-gate)) * up));
+  });
 }
 
 }  // namespace jakiro

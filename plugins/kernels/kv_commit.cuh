@@ -21,8 +21,8 @@ constexpr int kCommitThreads = 128;
 
 /// Copies this block's rows in units of V; their length must be a multiple of it.
 template <class V>
-__device__ __forceinline__ void commit_rows(const JakiroKvCommit& p, const void* from, void* to,
-                                            int row_bytes, int b, int first, int count) {
+__device__ __forceinline__ void commit_rows(const JakiroKvCommit& p, const void* from, void* to, int row_bytes, int b, int first,
+                                            int count) {
   const int units = row_bytes / static_cast<int>(sizeof(V));
   for (int at = threadIdx.x; at < count * units; at += kCommitThreads) {
     const int i = at / units, unit = at % units;
@@ -36,8 +36,7 @@ __device__ __forceinline__ void commit_rows(const JakiroKvCommit& p, const void*
 __global__ void __launch_bounds__(kCommitThreads) kv_commit(JakiroKvCommit p) {
   const int tensor = blockIdx.y, b = blockIdx.x / p.heads;
   const int row_bytes = load(p.row_bytes + tensor);
-  const size_t from_head = static_cast<size_t>(p.rows) * row_bytes,
-               to_head = static_cast<size_t>(p.capacity) * row_bytes;
+  const size_t from_head = static_cast<size_t>(p.rows) * row_bytes, to_head = static_cast<size_t>(p.capacity) * row_bytes;
   const void* from = static_cast<const char*>(load(p.new_rows + tensor)) + blockIdx.x * from_head;
   void* to = static_cast<char*>(load(p.cache + tensor)) + blockIdx.x * to_head;
   const int64_t past = load(p.past_length + b), accepted = load(p.counts + b);

@@ -34,12 +34,11 @@ namespace jakiro {
 
 #ifndef JAKIRO_SHIM
 
-#define JAKIRO_MMA(name, shape_and_types)                                                            \
-  __device__ __forceinline__ void name(float(&d)[4], const unsigned(&a)[4], const unsigned(&b)[2]) { \
-    asm("mma.sync.aligned." shape_and_types                                                          \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                           \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
+#define JAKIRO_MMA(name, shape_and_types)                                                                      \
+  __device__ __forceinline__ void name(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {        \
+    asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                       \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                   \
   }
 
 #if JAKIRO_ARCH >= 800
@@ -65,9 +64,7 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const unsigned (&a)[4], c
 
 #endif  // JAKIRO_SHIM
 
-__device__ __forceinline__ float dot_word(float, unsigned a, unsigned b) {
-  return __uint_as_float(a) * __uint_as_float(b);
-}
+__device__ __forceinline__ float dot_word(float, unsigned a, unsigned b) { return __uint_as_float(a) * __uint_as_float(b); }
 __device__ __forceinline__ float dot_word(bfloat16, unsigned a, unsigned b) {  // two bfloat16 a word
   return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
          __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
@@ -94,9 +91,7 @@ __device__ void mma_by_shuffles(float (&d)[4], const unsigned (&a)[4], const uns
   }
 }
 
-__device__ __forceinline__ void mma(half, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  mma_f16(d, a, b);
-}
+__device__ __forceinline__ void mma(half, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { mma_f16(d, a, b); }
 
 __device__ __forceinline__ void mma(bfloat16, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if JAKIRO_ARCH >= 800

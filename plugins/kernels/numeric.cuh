@@ -9,15 +9,9 @@ namespace jakiro {
 using half = __half;
 using bfloat16 = __nv_bfloat16;
 
-__device__ __forceinline__ float to_float(float value) {
-  return value;
-}
-__device__ __forceinline__ float to_float(half value) {
-  return __half2float(value);
-}
-__device__ __forceinline__ float to_float(bfloat16 value) {
-  return __bfloat162float(value);
-}
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(half value) { return __half2float(value); }
+__device__ __forceinline__ float to_float(bfloat16 value) { return __bfloat162float(value); }
 
 template <class T>
 __device__ __forceinline__ T from_float(float value);

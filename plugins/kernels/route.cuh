@@ -22,7 +22,7 @@ struct Route {
   const T* logits;  // [rows, experts + 2]
   int* counts;      // [experts]
   int* lists;       // [experts, kMostRows]
-  float* weights;  // [experts + 2, kMostRows]: of each expert in primary; then of experts 0 and 1 in contrast
+  float* weights;   // [experts + 2, kMostRows]: of each expert in primary; then of experts 0 and 1 in contrast
   int rows, experts, top_k;
   bool with_contrast;
 };
@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(kMostRows) route(Route<T> p) {
   for (int e = 0; real && e < p.experts; ++e)
     if (is_chosen(logits, p.experts, p.top_k, e)) softmax.add(to_float(load(logits + e)));
 
-  auto* warp_counts =
-      reinterpret_cast<int*>(shared_memory());  // [2][kRouteWarps], taking turns as in reduce()
+  auto* warp_counts = reinterpret_cast<int*>(shared_memory());  // [2][kRouteWarps], taking turns as in reduce()
   for (int e = 0; e < p.experts; ++e) {
     const bool chosen = real && is_chosen(logits, p.experts, p.top_k, e);
     const bool listed = chosen || (real && p.with_contrast && e < 2);

@@ -62,8 +62,7 @@ struct WeightFragments {
 };
 
 template <class T, bool kAligned>
-__device__ __forceinline__ WeightFragments load_weights(const T* const (&low)[2], const T* const (&high)[2],
-                                                        int k, int size) {
+__device__ __forceinline__ WeightFragments load_weights(const T* const (&low)[2], const T* const (&high)[2], int k, int size) {
   WeightFragments weights;
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
@@ -79,9 +78,8 @@ __device__ __forceinline__ WeightFragments load_weights(const T* const (&low)[2]
 /// size is the activation row of this lane's group in column tile j; row[j] < 0: none. kOneInput: inputs[0]
 /// == inputs[1], loaded once.
 template <class T, int kTiles, bool kAligned, bool kOneInput>
-__device__ __forceinline__ void multiply(float (&sums)[2][kTiles][4], const T* const (&low)[2],
-                                         const T* const (&high)[2], const T* const (&inputs)[2],
-                                         const int (&row)[kTiles], int tiles, int size) {
+__device__ __forceinline__ void multiply(float (&sums)[2][kTiles][4], const T* const (&low)[2], const T* const (&high)[2],
+                                         const T* const (&inputs)[2], const int (&row)[kTiles], int tiles, int size) {
   constexpr int kRun = 64 / sizeof(T);         // values of k in a warp's step: 4 lanes of 16 bytes
   constexpr int kStride = kWarps * kRun;       // to this warp's next step
   constexpr int kAhead = kTiles <= 8 ? 2 : 1;  // steps of weights under way
@@ -89,8 +87,7 @@ __device__ __forceinline__ void multiply(float (&sums)[2][kTiles][4], const T* c
   WeightFragments ahead[kAhead];
   const int lane_k = warp * kRun + part * (kRun / 4);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i)
-    ahead[i] = load_weights<T, kAligned>(low, high, lane_k + i * kStride, size);
+  for (int i = 0; i < kAhead; ++i) ahead[i] = load_weights<T, kAligned>(low, high, lane_k + i * kStride, size);
   for (int first = 0; warp * kRun + first < size; first += kAhead * kStride) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -124,8 +121,7 @@ constexpr int kReduceBytes = 2 * kPartialSums * static_cast<int>(sizeof(float));
 /// after the next tile's barrier. The order of the additions is fixed, so a call's result does not depend on
 /// timing.
 template <int kTiles, class Finish>
-__device__ __forceinline__ void reduce(const float (&sums)[2][kTiles][4], float* shared, int tiles,
-                                       Finish finish) {
+__device__ __forceinline__ void reduce(const float (&sums)[2][kTiles][4], float* shared, int tiles, Finish finish) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
@@ -134,16 +130,14 @@ __device__ __forceinline__ void reduce(const float (&sums)[2][kTiles][4], float*
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        store_shared(buffer + ((warp * 2 + tile) * 4 + i) * 32 + lane, sums[tile][j][i]);
+      for (int i = 0; i < 4; ++i) store_shared(buffer + ((warp * 2 + tile) * 4 + i) * 32 + lane, sums[tile][j][i]);
     __syncthreads();
     if (threadIdx.x < kTileRows * kTileColumns) {
       float total[2] = {0, 0};
 #pragma unroll
       for (int other = 0; other < kWarps; ++other)
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile)
-          total[tile] += load_shared(buffer + (other * 2 + tile) * 128 + threadIdx.x);
+        for (int tile = 0; tile < 2; ++tile) total[tile] += load_shared(buffer + (other * 2 + tile) * 128 + threadIdx.x);
       const int i = warp;  // the mma register this thread finishes: 0..3
       finish(j * kTileColumns + 2 * (lane % 4) + i % 2, lane / 4 + 8 * (i / 2), total[0], total[1]);
     }

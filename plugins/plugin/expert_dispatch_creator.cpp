@@ -36,8 +36,7 @@ trt::PluginFieldCollection const* ExpertDispatchCreator::getFieldNames() noexcep
   return &collection;
 }
 
-trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name,
-                                                    trt::PluginFieldCollection const* fields,
+trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name, trt::PluginFieldCollection const* fields,
                                                     trt::TensorRTPhase /*phase*/) noexcept {
   int32_t top_k = 0, contrast = 1;
   for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i) {
@@ -45,8 +44,8 @@ trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name,
     if (field.data == nullptr || field.length < 1) continue;
     const bool wide = field.type == trt::PluginFieldType::kINT64;  // ONNX's own integers
     if (!wide && field.type != trt::PluginFieldType::kINT32) continue;
-    const auto value = static_cast<int32_t>(wide ? *static_cast<int64_t const*>(field.data)
-                                                 : *static_cast<int32_t const*>(field.data));
+    const auto value =
+        static_cast<int32_t>(wide ? *static_cast<int64_t const*>(field.data) : *static_cast<int32_t const*>(field.data));
     if (std::strcmp(field.name, "top_k") == 0) top_k = value;
     if (std::strcmp(field.name, "contrast") == 0) contrast = value;
   }
@@ -62,9 +61,7 @@ trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name,
 
 // What IPluginRegistry::loadLibrary, and trtexec's --dynamicPlugins and --staticPlugins, look for.
 
-extern "C" JAKIRO_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
-  jakiro::logger_finder = finder;
-}
+extern "C" JAKIRO_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { jakiro::logger_finder = finder; }
 
 extern "C" JAKIRO_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static jakiro::ExpertDispatchCreator creator;

@@ -19,14 +19,11 @@ JakiroType to_type(trt::DataType type) {
 }
 
 /// Two dimensions agree, or one of them is not known yet.
-bool agree(int64_t left, int64_t right) {
-  return left == right || left < 0 || right < 0;
-}
+bool agree(int64_t left, int64_t right) { return left == right || left < 0 || right < 0; }
 
 }  // namespace
 
-trt::IPluginCapability* ExpertDispatchPlugin::getCapabilityInterface(
-    trt::PluginCapabilityType type) noexcept {
+trt::IPluginCapability* ExpertDispatchPlugin::getCapabilityInterface(trt::PluginCapabilityType type) noexcept {
   switch (type) {
     case trt::PluginCapabilityType::kCORE:
       return static_cast<trt::IPluginV3OneCore*>(this);
@@ -38,16 +35,12 @@ trt::IPluginCapability* ExpertDispatchPlugin::getCapabilityInterface(
   return nullptr;
 }
 
-trt::IPluginV3* ExpertDispatchPlugin::clone() noexcept {
-  return new (std::nothrow) ExpertDispatchPlugin(top_k_, contrast_);
-}
+trt::IPluginV3* ExpertDispatchPlugin::clone() noexcept { return new (std::nothrow) ExpertDispatchPlugin(top_k_, contrast_); }
 
-int32_t ExpertDispatchPlugin::getOutputDataTypes(trt::DataType* output_types, int32_t outputs,
-                                                 trt::DataType const* input_types,
+int32_t ExpertDispatchPlugin::getOutputDataTypes(trt::DataType* output_types, int32_t outputs, trt::DataType const* input_types,
                                                  int32_t inputs) const noexcept {
   if (inputs != kInputs || outputs != kOutputs) {
-    report("takes %d inputs and makes %d outputs; the network gives it %d and %d", kInputs, kOutputs, inputs,
-           outputs);
+    report("takes %d inputs and makes %d outputs; the network gives it %d and %d", kInputs, kOutputs, inputs, outputs);
     return -1;
   }
   output_types[0] = output_types[1] = input_types[kX];
@@ -55,61 +48,55 @@ int32_t ExpertDispatchPlugin::getOutputDataTypes(trt::DataType* output_types, in
 }
 
 int32_t ExpertDispatchPlugin::getOutputShapes(trt::DimsExprs const* inputs, int32_t input_count,
-                                              trt::DimsExprs const* /*shape_inputs*/,
-                                              int32_t /*shape_input_count*/, trt::DimsExprs* outputs,
-                                              int32_t output_count, trt::IExprBuilder& /*builder*/) noexcept {
+                                              trt::DimsExprs const* /*shape_inputs*/, int32_t /*shape_input_count*/,
+                                              trt::DimsExprs* outputs, int32_t output_count,
+                                              trt::IExprBuilder& /*builder*/) noexcept {
   if (input_count != kInputs || output_count != kOutputs) return -1;
   outputs[0] = outputs[1] = inputs[kX];
   return 0;
 }
 
-bool ExpertDispatchPlugin::supportsFormatCombination(int32_t position,
-                                                     trt::DynamicPluginTensorDesc const* tensors,
+bool ExpertDispatchPlugin::supportsFormatCombination(int32_t position, trt::DynamicPluginTensorDesc const* tensors,
                                                      int32_t inputs, int32_t outputs) noexcept {
   if (inputs != kInputs || outputs != kOutputs) return false;
   trt::PluginTensorDesc const& tensor = tensors[position].desc;
-  return tensor.format == trt::TensorFormat::kLINEAR && is_supported(tensor.type) &&
-         tensor.type == tensors[kX].desc.type;
+  return tensor.format == trt::TensorFormat::kLINEAR && is_supported(tensor.type) && tensor.type == tensors[kX].desc.type;
 }
 
 bool ExpertDispatchPlugin::fits(trt::Dims const& x, trt::Dims const& logits, trt::Dims const& gate_up,
                                 trt::Dims const& down) const {
   if (x.nbDims != 2 || logits.nbDims != 2 || gate_up.nbDims != 3 || down.nbDims != 3) {
-    report("x and router_logits must have 2 dimensions, gate_up and down 3; found %d, %d, %d and %d",
-           x.nbDims, logits.nbDims, gate_up.nbDims, down.nbDims);
+    report("x and router_logits must have 2 dimensions, gate_up and down 3; found %d, %d, %d and %d", x.nbDims, logits.nbDims,
+           gate_up.nbDims, down.nbDims);
     return false;
   }
   const int64_t hidden = x.d[1], experts = down.d[0], inner = down.d[2];
-  if (!agree(x.d[0], logits.d[0]) || !agree(gate_up.d[0], experts) || !agree(gate_up.d[2], hidden) ||
-      !agree(down.d[1], hidden) || (experts >= 0 && !agree(logits.d[1], experts + 2)) ||
-      (inner >= 0 && !agree(gate_up.d[1], 2 * inner))) {
+  if (!agree(x.d[0], logits.d[0]) || !agree(gate_up.d[0], experts) || !agree(gate_up.d[2], hidden) || !agree(down.d[1], hidden) ||
+      (experts >= 0 && !agree(logits.d[1], experts + 2)) || (inner >= 0 && !agree(gate_up.d[1], 2 * inner))) {
     report(
         "shapes do not belong together: x [%ld, %ld], router_logits [%ld, %ld], gate_up [%ld, %ld, %ld], "
         "down [%ld, "
         "%ld, %ld]; expected [rows, hidden], [rows, experts + 2], [experts, 2 * inner, hidden], [experts, "
         "hidden, "
         "inner]",
-        long(x.d[0]), long(x.d[1]), long(logits.d[0]), long(logits.d[1]), long(gate_up.d[0]),
-        long(gate_up.d[1]), long(gate_up.d[2]), long(down.d[0]), long(down.d[1]), long(down.d[2]));
+        long(x.d[0]), long(x.d[1]), long(logits.d[0]), long(logits.d[1]), long(gate_up.d[0]), long(gate_up.d[1]),
+        long(gate_up.d[2]), long(down.d[0]), long(down.d[1]), long(down.d[2]));
     return false;
   }
   if (experts >= 0 && (experts < 2 || top_k_ > experts)) {
-    report("%ld experts with top_k = %d: expected at least 2 experts, and top_k of at most as many",
-           long(experts), top_k_);
+    report("%ld experts with top_k = %d: expected at least 2 experts, and top_k of at most as many", long(experts), top_k_);
     return false;
   }
   return true;
 }
 
 int32_t ExpertDispatchPlugin::configurePlugin(trt::DynamicPluginTensorDesc const* inputs, int32_t input_count,
-                                              trt::DynamicPluginTensorDesc const* /*outputs*/,
-                                              int32_t output_count) noexcept {
+                                              trt::DynamicPluginTensorDesc const* /*outputs*/, int32_t output_count) noexcept {
   if (input_count != kInputs || output_count != kOutputs) return -1;
   return fits(inputs[kX].max, inputs[kRouterLogits].max, inputs[kGateUp].max, inputs[kDown].max) ? 0 : -1;
 }
 
-size_t ExpertDispatchPlugin::getWorkspaceSize(trt::DynamicPluginTensorDesc const* inputs,
-                                              int32_t /*input_count*/,
+size_t ExpertDispatchPlugin::getWorkspaceSize(trt::DynamicPluginTensorDesc const* inputs, int32_t /*input_count*/,
                                               trt::DynamicPluginTensorDesc const* /*outputs*/,
                                               int32_t /*output_count*/) const noexcept {
   trt::Dims const &x = inputs[kX].max, &down = inputs[kDown].max;
@@ -118,16 +105,14 @@ size_t ExpertDispatchPlugin::getWorkspaceSize(trt::DynamicPluginTensorDesc const
 }
 
 int32_t ExpertDispatchPlugin::onShapeChange(trt::PluginTensorDesc const* inputs, int32_t input_count,
-                                            trt::PluginTensorDesc const* /*outputs*/,
-                                            int32_t output_count) noexcept {
+                                            trt::PluginTensorDesc const* /*outputs*/, int32_t output_count) noexcept {
   if (input_count != kInputs || output_count != kOutputs) return -1;
   return fits(inputs[kX].dims, inputs[kRouterLogits].dims, inputs[kGateUp].dims, inputs[kDown].dims) ? 0 : -1;
 }
 
 int32_t ExpertDispatchPlugin::enqueue(trt::PluginTensorDesc const* input_descriptions,
-                                      trt::PluginTensorDesc const* /*output_descriptions*/,
-                                      void const* const* inputs, void* const* outputs, void* workspace,
-                                      cudaStream_t stream) noexcept {
+                                      trt::PluginTensorDesc const* /*output_descriptions*/, void const* const* inputs,
+                                      void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   trt::Dims const &x = input_descriptions[kX].dims, &down = input_descriptions[kDown].dims;
   JakiroExpertDispatch call{};
   call.type = to_type(input_descriptions[kX].type);
@@ -149,9 +134,7 @@ int32_t ExpertDispatchPlugin::enqueue(trt::PluginTensorDesc const* input_descrip
   return error == cudaSuccess ? 0 : -1;
 }
 
-trt::IPluginV3* ExpertDispatchPlugin::attachToContext(trt::IPluginResourceContext* /*context*/) noexcept {
-  return clone();
-}
+trt::IPluginV3* ExpertDispatchPlugin::attachToContext(trt::IPluginResourceContext* /*context*/) noexcept { return clone(); }
 
 trt::PluginFieldCollection const* ExpertDispatchPlugin::getFieldsToSerialize() noexcept {
   fields_[0] = trt::PluginField("top_k", &top_k_, trt::PluginFieldType::kINT32, 1);

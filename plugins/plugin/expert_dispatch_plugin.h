@@ -38,31 +38,26 @@ class ExpertDispatchPlugin final : public trt::IPluginV3,
   int32_t getNbOutputs() const noexcept override { return 2; }
   int32_t getOutputDataTypes(trt::DataType* output_types, int32_t outputs, trt::DataType const* input_types,
                              int32_t inputs) const noexcept override;
-  int32_t getOutputShapes(trt::DimsExprs const* inputs, int32_t input_count,
-                          trt::DimsExprs const* shape_inputs, int32_t shape_input_count,
-                          trt::DimsExprs* outputs, int32_t output_count,
+  int32_t getOutputShapes(trt::DimsExprs const* inputs, int32_t input_count, trt::DimsExprs const* shape_inputs,
+                          int32_t shape_input_count, trt::DimsExprs* outputs, int32_t output_count,
                           trt::IExprBuilder& builder) noexcept override;
-  bool supportsFormatCombination(int32_t position, trt::DynamicPluginTensorDesc const* tensors,
-                                 int32_t inputs, int32_t outputs) noexcept override;
+  bool supportsFormatCombination(int32_t position, trt::DynamicPluginTensorDesc const* tensors, int32_t inputs,
+                                 int32_t outputs) noexcept override;
   int32_t configurePlugin(trt::DynamicPluginTensorDesc const* inputs, int32_t input_count,
-                          trt::DynamicPluginTensorDesc const* outputs,
-                          int32_t output_count) noexcept override;
+                          trt::DynamicPluginTensorDesc const* outputs, int32_t output_count) noexcept override;
   size_t getWorkspaceSize(trt::DynamicPluginTensorDesc const* inputs, int32_t input_count,
-                          trt::DynamicPluginTensorDesc const* outputs,
-                          int32_t output_count) const noexcept override;
+                          trt::DynamicPluginTensorDesc const* outputs, int32_t output_count) const noexcept override;
   char const* getTimingCacheID() noexcept override { return "jakiro:ExpertDispatch:1"; }
 
-  int32_t onShapeChange(trt::PluginTensorDesc const* inputs, int32_t input_count,
-                        trt::PluginTensorDesc const* outputs, int32_t output_count) noexcept override;
-  int32_t enqueue(trt::PluginTensorDesc const* input_descriptions,
-                  trt::PluginTensorDesc const* output_descriptions, void const* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+  int32_t onShapeChange(trt::PluginTensorDesc const* inputs, int32_t input_count, trt::PluginTensorDesc const* outputs,
+                        int32_t output_count) noexcept override;
+  int32_t enqueue(trt::PluginTensorDesc const* input_descriptions, trt::PluginTensorDesc const* output_descriptions,
+                  void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
   trt::IPluginV3* attachToContext(trt::IPluginResourceContext* context) noexcept override;
   trt::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
  private:
-  bool fits(trt::Dims const& x, trt::Dims const& logits, trt::Dims const& gate_up,
-            trt::Dims const& down) const;
+  bool fits(trt::Dims const& x, trt::Dims const& logits, trt::Dims const& gate_up, trt::Dims const& down) const;
 
   int32_t top_k_, contrast_;
   trt::PluginField fields_[2];

@@ -13,9 +13,7 @@ std::string take_error();
 #define JAKIRO_EXPORT extern "C" __attribute__((visibility("default")))
 
 /// 0: threads and blocks in order; anything else: shuffled by that seed.
-JAKIRO_EXPORT void jakiro_shim_schedule(std::uint64_t seed) {
-  shim::schedule(seed);
-}
+JAKIRO_EXPORT void jakiro_shim_schedule(std::uint64_t seed) { shim::schedule(seed); }
 
 /// Makes a buffer known. Once one is, an access outside all known ones is a fault.
 JAKIRO_EXPORT void jakiro_shim_buffer(const char* name, void* base, std::size_t bytes, int writable) {

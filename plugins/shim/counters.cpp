@@ -21,8 +21,7 @@ void Counters::begin_launch(std::size_t shared_bytes) {
   words_.assign((shared_bytes + 3) / 4, Word());
 }
 
-void Counters::remember(std::map<Instruction, std::vector<Access>>& log, std::uintptr_t address,
-                        std::size_t bytes, Site site) {
+void Counters::remember(std::map<Instruction, std::vector<Access>>& log, std::uintptr_t address, std::size_t bytes, Site site) {
   const unsigned visit = visits_[{thread().index, site}]++;
   log[{thread().warp(), site, visit}].push_back({thread().lane(), address, bytes});
 }
@@ -53,8 +52,7 @@ bool Counters::on_shared(std::size_t offset, std::size_t bytes, bool write, Site
     return false;
   }
   if (detailed) remember(shared_log_, offset, bytes, site);
-  for (std::size_t word = offset / 4; check_races && word < (offset + bytes + 3) / 4; ++word)
-    race(word, write, site);
+  for (std::size_t word = offset / 4; check_races && word < (offset + bytes + 3) / 4; ++word) race(word, write, site);
   return true;
 }
 
@@ -65,8 +63,7 @@ void Counters::race(std::size_t index, bool write, Site site) {
     if (other == -1 || other == self.index || when != epoch()) return false;
     return other == -2 || other / 32 != self.warp() || sync >= self.syncs;
   };
-  if (unordered(word.writer, word.written, word.write_sync) ||
-      (write && unordered(word.reader, word.read, word.read_sync)))
+  if (unordered(word.writer, word.written, word.write_sync) || (write && unordered(word.reader, word.read, word.read_sync)))
     fail(place(site) + ": race on shared memory: no barrier between two threads' accesses");
   if (write) {
     word.writer = self.index;
@@ -132,8 +129,8 @@ std::string Counters::json() const {
     out << ", \"" << title << "\": {";
     comma = "";
     for (const auto& [site, cost] : *costs) {
-      out << comma << '"' << place(site) << "\": {\"instructions\": " << cost.instructions
-          << ", \"units\": " << cost.units << ", \"fewest\": " << cost.fewest << '}';
+      out << comma << '"' << place(site) << "\": {\"instructions\": " << cost.instructions << ", \"units\": " << cost.units
+          << ", \"fewest\": " << cost.fewest << '}';
       comma = ", ";
     }
     out << '}';

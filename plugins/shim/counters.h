@@ -32,7 +32,7 @@ struct Site {
 struct Cost {
   std::uint64_t instructions = 0;  // warp instructions
   std::uint64_t units = 0;         // sectors (global) or passes (shared)
-  std::uint64_t fewest = 0;        // the least of those that any layout needs
+  std::uint64_t fewest = 0;        // the minimum for any layout
 };
 
 class Counters {
@@ -56,15 +56,13 @@ class Counters {
     std::uintptr_t address;
     std::size_t bytes;
   };
-  using Instruction =
-      std::tuple<int, Site, unsigned>;  // warp, place in the source, how often this lane was there
+  using Instruction = std::tuple<int, Site, unsigned>;  // warp, place in the source, how often this lane was there
   struct Word {
     int writer = -1, reader = -1;  // thread numbers; reader -2: several
     unsigned written = 0, read = 0, write_sync = 0, read_sync = 0;
   };
 
-  void remember(std::map<Instruction, std::vector<Access>>& log, std::uintptr_t address, std::size_t bytes,
-                Site site);
+  void remember(std::map<Instruction, std::vector<Access>>& log, std::uintptr_t address, std::size_t bytes, Site site);
   void race(std::size_t word, bool write, Site site);
 
   std::map<Instruction, std::vector<Access>> global_log_, shared_log_;

@@ -9,8 +9,7 @@ struct __half {
 };
 
 inline float __half2float(__half value) {
-  const unsigned sign = (value.bits & 0x8000u) << 16, exponent = (value.bits >> 10) & 31u,
-                 fraction = value.bits & 1023u;
+  const unsigned sign = (value.bits & 0x8000u) << 16, exponent = (value.bits >> 10) & 31u, fraction = value.bits & 1023u;
   if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) {
     const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24

@@ -24,19 +24,13 @@ struct float4 {
   float x, y, z, w;
 };
 
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-  return {x, y, z, w};
-}
-inline float4 make_float4(float x, float y, float z, float w) {
-  return {x, y, z, w};
-}
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 #define threadIdx (::shim::thread_index())
 #define blockIdx (::shim::block_index())
 
-inline void __syncthreads() {
-  ::shim::barrier();
-}
+inline void __syncthreads() { ::shim::barrier(); }
 
 inline unsigned __ballot_sync(unsigned, int predicate) {
   unsigned lanes[32];
@@ -53,9 +47,7 @@ V __shfl_sync(unsigned, V value, int source) {
   return lanes[source & 31];
 }
 
-inline int __popc(unsigned bits) {
-  return __builtin_popcount(bits);
-}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline unsigned __float_as_uint(float value) {
   unsigned bits;

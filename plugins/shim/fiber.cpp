@@ -120,9 +120,7 @@ struct Machine {
 
 Machine machine;
 
-void give_way() {
-  machine.current->context.switch_to(machine.scheduler);
-}
+void give_way() { machine.current->context.switch_to(machine.scheduler); }
 
 void enter() {
   (*machine.kernel)();
@@ -161,31 +159,18 @@ void run_block(dim3 block) {
     machine.current = next();
     machine.scheduler.switch_to(machine.current->context);
   }
-  if (machine.finished != machine.threads)
-    fail("deadlock: not every thread reached a barrier or a warp's exchange");
+  if (machine.finished != machine.threads) fail("deadlock: not every thread reached a barrier or a warp's exchange");
   machine.counters.end_block();
 }
 
 }  // namespace
 
-Counters& counters() {
-  return machine.counters;
-}
-Thread& thread() {
-  return machine.current->thread;
-}
-dim3 thread_index() {
-  return {static_cast<unsigned>(machine.current->thread.index), 0, 0};
-}
-dim3 block_index() {
-  return machine.block;
-}
-unsigned epoch() {
-  return machine.epoch;
-}
-std::size_t shared_size() {
-  return machine.shared_bytes;
-}
+Counters& counters() { return machine.counters; }
+Thread& thread() { return machine.current->thread; }
+dim3 thread_index() { return {static_cast<unsigned>(machine.current->thread.index), 0, 0}; }
+dim3 block_index() { return machine.block; }
+unsigned epoch() { return machine.epoch; }
+std::size_t shared_size() { return machine.shared_bytes; }
 
 unsigned char* shared() {
   auto address = reinterpret_cast<std::uintptr_t>(machine.shared.data());
@@ -200,8 +185,7 @@ void barrier() {
   machine.at_barrier = 0;
   ++machine.epoch;
   for (auto& fiber : machine.fibers) {
-    if (fiber.get() != machine.current && fiber->thread.index < machine.threads)
-      machine.runnable.push_back(fiber.get());
+    if (fiber.get() != machine.current && fiber->thread.index < machine.threads) machine.runnable.push_back(fiber.get());
   }
   machine.runnable.push_back(machine.current);
   give_way();
@@ -238,13 +222,10 @@ void schedule(std::uint64_t seed) {
   machine.random.seed(seed);
 }
 
-std::string take_error() {
-  return std::move(machine.error);
-}
+std::string take_error() { return std::move(machine.error); }
 
 cudaError_t run_grid(dim3 grid, int threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
-  while (machine.fibers.size() < static_cast<std::size_t>(threads))
-    machine.fibers.push_back(std::make_unique<Fiber>());
+  while (machine.fibers.size() < static_cast<std::size_t>(threads)) machine.fibers.push_back(std::make_unique<Fiber>());
   machine.threads = threads;
   machine.shared_bytes = shared_bytes;
   machine.kernel = &kernel;

@@ -32,20 +32,16 @@ template <class V>
 V load_shared(const V* address, JAKIRO_SITE) {
   V value{};
   const std::size_t offset = reinterpret_cast<const unsigned char*>(address) - shim::shared();
-  if (shim::counters().on_shared(offset, sizeof(V), false, {file, line}))
-    std::memcpy(&value, address, sizeof(V));
+  if (shim::counters().on_shared(offset, sizeof(V), false, {file, line})) std::memcpy(&value, address, sizeof(V));
   return value;
 }
 
 template <class V>
 void store_shared(V* address, V value, JAKIRO_SITE) {
   const std::size_t offset = reinterpret_cast<unsigned char*>(address) - shim::shared();
-  if (shim::counters().on_shared(offset, sizeof(V), true, {file, line}))
-    std::memcpy(address, &value, sizeof(V));
+  if (shim::counters().on_shared(offset, sizeof(V), true, {file, line})) std::memcpy(address, &value, sizeof(V));
 }
 
-inline unsigned char* shared_memory() {
-  return shim::shared();
-}
+inline unsigned char* shared_memory() { return shim::shared(); }
 
 }  // namespace jakiro

@@ -41,16 +41,10 @@ void mma_warp(unsigned char* slots) {
   }
 }
 
-inline float decode_half(unsigned word, int i) {
-  return __half2float({static_cast<std::uint16_t>(word >> 16 * i)});
-}
-inline float decode_bfloat(unsigned word, int i) {
-  return __bfloat162float({static_cast<std::uint16_t>(word >> 16 * i)});
-}
+inline float decode_half(unsigned word, int i) { return __half2float({static_cast<std::uint16_t>(word >> 16 * i)}); }
+inline float decode_bfloat(unsigned word, int i) { return __bfloat162float({static_cast<std::uint16_t>(word >> 16 * i)}); }
 /// The tensor core reads 19 bits of a tf32 operand; the rest must not matter, so they are cut here.
-inline float decode_tf32(unsigned word, int) {
-  return __uint_as_float(word & 0xffffe000u);
-}
+inline float decode_tf32(unsigned word, int) { return __uint_as_float(word & 0xffffe000u); }
 
 template <int kPerWord, float (*decode)(unsigned, int)>
 void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -66,18 +60,12 @@ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 
 namespace jakiro {
 
-inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  shim::mma<2, shim::decode_half>(d, a, b);
-}
+inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { shim::mma<2, shim::decode_half>(d, a, b); }
 inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   shim::mma<2, shim::decode_bfloat>(d, a, b);
 }
-inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  shim::mma<1, shim::decode_tf32>(d, a, b);
-}
+inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { shim::mma<1, shim::decode_tf32>(d, a, b); }
 /// Nearest tf32 (10 bits of fraction), halves away from zero, as cvt.rna does.
-inline unsigned to_tf32(float value) {
-  return (__float_as_uint(value) + 0x1000u) & 0xffffe000u;
-}
+inline unsigned to_tf32(float value) { return (__float_as_uint(value) + 0x1000u) & 0xffffe000u; }
 
 }  // namespace jakiro

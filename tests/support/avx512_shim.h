@@ -35,18 +35,42 @@ inline auto total(T x, int first = 0, int count = 16) -> decltype(x.at[0] + x.at
   return count == 1 ? x.at[first] : total(x, first, count / 2) + total(x, first + count / 2, count / 2);
 }
 
-inline F min_ps(F x, F y) { return each<F>([&](int n) { return std::min(x.at[n], y.at[n]); }); }
-inline F max_ps(F x, F y) { return each<F>([&](int n) { return std::max(x.at[n], y.at[n]); }); }
-inline F add_ps(F x, F y) { return each<F>([&](int n) { return x.at[n] + y.at[n]; }); }
-inline F sub_ps(F x, F y) { return each<F>([&](int n) { return x.at[n] - y.at[n]; }); }
-inline F mul_ps(F x, F y) { return each<F>([&](int n) { return x.at[n] * y.at[n]; }); }
-inline F div_ps(F x, F y) { return each<F>([&](int n) { return x.at[n] / y.at[n]; }); }
-inline F fmadd_ps(F x, F y, F z) { return each<F>([&](int n) { return std::fma(x.at[n], y.at[n], z.at[n]); }); }
-inline F fnmadd_ps(F x, F y, F z) { return each<F>([&](int n) { return std::fma(-x.at[n], y.at[n], z.at[n]); }); }
-inline F abs_ps(F x) { return each<F>([&](int n) { return std::fabs(x.at[n]); }); }
-inline F set1_ps(float x) { return each<F>([&](int) { return x; }); }
-inline F roundscale_ps(F x, int) { return each<F>([&](int n) { return std::nearbyint(x.at[n]); }); }
-inline F scalef_ps(F x, F y) { return each<F>([&](int n) { return std::ldexp(x.at[n], static_cast<int>(y.at[n])); }); }
+inline F min_ps(F x, F y) {
+  return each<F>([&](int n) { return std::min(x.at[n], y.at[n]); });
+}
+inline F max_ps(F x, F y) {
+  return each<F>([&](int n) { return std::max(x.at[n], y.at[n]); });
+}
+inline F add_ps(F x, F y) {
+  return each<F>([&](int n) { return x.at[n] + y.at[n]; });
+}
+inline F sub_ps(F x, F y) {
+  return each<F>([&](int n) { return x.at[n] - y.at[n]; });
+}
+inline F mul_ps(F x, F y) {
+  return each<F>([&](int n) { return x.at[n] * y.at[n]; });
+}
+inline F div_ps(F x, F y) {
+  return each<F>([&](int n) { return x.at[n] / y.at[n]; });
+}
+inline F fmadd_ps(F x, F y, F z) {
+  return each<F>([&](int n) { return std::fma(x.at[n], y.at[n], z.at[n]); });
+}
+inline F fnmadd_ps(F x, F y, F z) {
+  return each<F>([&](int n) { return std::fma(-x.at[n], y.at[n], z.at[n]); });
+}
+inline F abs_ps(F x) {
+  return each<F>([&](int n) { return std::fabs(x.at[n]); });
+}
+inline F set1_ps(float x) {
+  return each<F>([&](int) { return x; });
+}
+inline F roundscale_ps(F x, int) {
+  return each<F>([&](int n) { return std::nearbyint(x.at[n]); });
+}
+inline F scalef_ps(F x, F y) {
+  return each<F>([&](int n) { return std::ldexp(x.at[n], static_cast<int>(y.at[n])); });
+}
 inline F loadu_ps(const void* p) { return read<F>(p); }
 inline void storeu_ps(void* p, F x) { std::memcpy(p, x.at, 64); }
 inline F mask_loadu_ps(F otherwise, Mask mask, const float* p) {
@@ -57,7 +81,9 @@ inline void mask_storeu_ps(float* p, Mask mask, F x) {
     if (mask >> n & 1) p[n] = x.at[n];
   }
 }
-inline F maskz_mov_ps(Mask mask, F x) { return each<F>([&](int n) { return mask >> n & 1 ? x.at[n] : 0.0f; }); }
+inline F maskz_mov_ps(Mask mask, F x) {
+  return each<F>([&](int n) { return mask >> n & 1 ? x.at[n] : 0.0f; });
+}
 inline F mask_sub_ps(F otherwise, Mask mask, F x, F y) {
   return each<F>([&](int n) { return mask >> n & 1 ? x.at[n] - y.at[n] : otherwise.at[n]; });
 }
@@ -75,21 +101,35 @@ inline Mask cmpeq_ps_mask(F x, F y) {
 }
 
 // four lanes of 128 bits
-inline F permute_ps(F x, int order) { return each<F>([&](int n) { return x.at[n / 4 * 4 + (order >> 2 * (n % 4) & 3)]; }); }
+inline F permute_ps(F x, int order) {
+  return each<F>([&](int n) { return x.at[n / 4 * 4 + (order >> 2 * (n % 4) & 3)]; });
+}
 inline F shuffle_f32x4(F x, F y, int order) {
   return each<F>([&](int n) { return (n < 8 ? x : y).at[(order >> 2 * (n / 4) & 3) * 4 + n % 4]; });
 }
-inline F unpacklo_ps(F x, F y) { return each<F>([&](int n) { return (n % 2 ? y : x).at[n / 4 * 4 + n % 4 / 2]; }); }
-inline F unpackhi_ps(F x, F y) { return each<F>([&](int n) { return (n % 2 ? y : x).at[n / 4 * 4 + n % 4 / 2 + 2]; }); }
-inline F unpacklo_pd(F x, F y) { return each<F>([&](int n) { return (n % 4 / 2 ? y : x).at[n / 4 * 4 + n % 2]; }); }
-inline F unpackhi_pd(F x, F y) { return each<F>([&](int n) { return (n % 4 / 2 ? y : x).at[n / 4 * 4 + n % 2 + 2]; }); }
+inline F unpacklo_ps(F x, F y) {
+  return each<F>([&](int n) { return (n % 2 ? y : x).at[n / 4 * 4 + n % 4 / 2]; });
+}
+inline F unpackhi_ps(F x, F y) {
+  return each<F>([&](int n) { return (n % 2 ? y : x).at[n / 4 * 4 + n % 4 / 2 + 2]; });
+}
+inline F unpacklo_pd(F x, F y) {
+  return each<F>([&](int n) { return (n % 4 / 2 ? y : x).at[n / 4 * 4 + n % 2]; });
+}
+inline F unpackhi_pd(F x, F y) {
+  return each<F>([&](int n) { return (n % 4 / 2 ? y : x).at[n / 4 * 4 + n % 2 + 2]; });
+}
 inline F same(F x) { return x; }
 
 inline I setzero_si512() { return I{}; }
-inline I set1_epi32(int32_t x) { return each<I>([&](int) { return x; }); }
+inline I set1_epi32(int32_t x) {
+  return each<I>([&](int) { return x; });
+}
 inline I loadu_si512(const void* p) { return read<I>(p); }
 inline I set1_epi8(int8_t x) { return set1_epi32(0x01010101 * static_cast<uint8_t>(x)); }
-inline I and_si512(I x, I y) { return each<I>([&](int n) { return x.at[n] & y.at[n]; }); }
+inline I and_si512(I x, I y) {
+  return each<I>([&](int n) { return x.at[n] & y.at[n]; });
+}
 inline I srli_epi16(I x, int count) {
   return each<I>([&](int n) { return static_cast<uint32_t>(x.at[n]) >> count & 0x00010001u * (0xFFFFu >> count); });
 }
@@ -99,11 +139,19 @@ inline F cvtph_ps(__m256i x) {
   _mm256_storeu_ps(result.at + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
   return result;
 }
-inline I add_epi32(I x, I y) { return each<I>([&](int n) { return x.at[n] + y.at[n]; }); }
-inline I sub_epi32(I x, I y) { return each<I>([&](int n) { return x.at[n] - y.at[n]; }); }
+inline I add_epi32(I x, I y) {
+  return each<I>([&](int n) { return x.at[n] + y.at[n]; });
+}
+inline I sub_epi32(I x, I y) {
+  return each<I>([&](int n) { return x.at[n] - y.at[n]; });
+}
 inline int32_t reduce_add_epi32(I x) { return total(x); }
-inline I cvtps_epi32(F x) { return each<I>([&](int n) { return static_cast<int32_t>(std::nearbyint(x.at[n])); }); }
-inline F cvtepi32_ps(I x) { return each<F>([&](int n) { return static_cast<float>(x.at[n]); }); }
+inline I cvtps_epi32(F x) {
+  return each<I>([&](int n) { return static_cast<int32_t>(std::nearbyint(x.at[n])); });
+}
+inline F cvtepi32_ps(I x) {
+  return each<F>([&](int n) { return static_cast<float>(x.at[n]); });
+}
 inline __m128i cvtsepi32_epi8(I x) {
   int8_t bytes[16];
   for (int n = 0; n < 16; ++n) bytes[n] = static_cast<int8_t>(std::clamp(x.at[n], -128, 127));

@@ -1,4 +1,4 @@
-"""Prints what the kernels move: python tests/plugins/plugin_traffic.py
+"""Prints what the kernels move: python tests/support/plugin_traffic.py
 
 Counted by the CPU build while it runs the CUDA sources: bytes read and written, 32-byte sectors touched against the fewest
 possible, passes through shared memory against the fewest possible. Then the same counts for a real head, by arithmetic, with
@@ -72,7 +72,7 @@ def main() -> None:
     report(library, rows=10, size=256, experts=2)
     report(library, rows=10, size=256, experts=8)
     commit(library, tensors=8, heads=4, accepted=(0, 2, 3, 7, 12))
-    print("\nTwo experts, half: bytes through DRAM, and the least time they take")
+    print("\nTwo experts, half: bytes through DRAM, and the minimum time they take")
     for rows in (1, 10, 60, 128):
         bound(rows, 4096, 4096)
 

@@ -62,7 +62,7 @@ class Probe:
         return {name: int(value) for name, value in (item.split("=") for item in text.value.decode().split(";") if item)}
 
     def enqueue(self, plugin: Any, problem: Problem, workspace: int) -> list[np.ndarray]:
-        """The outputs of one call. Raises Fault where the kernel reads or writes beside its buffers."""
+        """The outputs of one call. Raises Fault where the kernel reads or writes outside its buffers."""
         self.library.clear(seed=1)
         arrays = {name: aligned(getattr(problem, name)) for name in ("x", "router_logits", "gate_up", "down")}
         outputs = {name: aligned(np.full(problem.x.shape, np.nan, problem.x.dtype)) for name in ("primary", "contrast")}

@@ -1,4 +1,4 @@
-// Calls a plugin as TensorRT does, through its interfaces alone. Built by test_plugin_registry.py beside the plugin; takes the
+// Calls a plugin as TensorRT does, through its interfaces alone. Built by test_registry.py next to the plugin; takes the
 // plugin that a real registry's creator returned.
 #include <NvInferRuntime.h>
 
@@ -22,8 +22,8 @@ struct Tensors {
   DynamicPluginTensorDesc range[6]{};
 
   Tensors(int type, int64_t const* s) {  // s: rows, hidden, inner, experts
-    const int64_t shapes[6][3] = {{s[0], s[1]},          {s[0], s[3] + 2},   {s[3], 2 * s[2], s[1]},
-                                  {s[3], s[1], s[2]}, {s[0], s[1]}, {s[0], s[1]}};
+    const int64_t shapes[6][3] = {{s[0], s[1]},       {s[0], s[3] + 2}, {s[3], 2 * s[2], s[1]},
+                                  {s[3], s[1], s[2]}, {s[0], s[1]},     {s[0], s[1]}};
     for (int i = 0; i < 6; ++i) {
       now[i].dims = dims(shapes[i], i == 2 || i == 3 ? 3 : 2);
       now[i].type = static_cast<DataType>(type);
@@ -62,8 +62,7 @@ PROBE void probe_fields(void* plugin, char* text, int size) {
   auto* fields = capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME)->getFieldsToSerialize();
   std::string all;
   for (int i = 0; i < fields->nbFields; ++i)
-    all += std::string(fields->fields[i].name) + "=" +
-           std::to_string(*static_cast<int32_t const*>(fields->fields[i].data)) + ";";
+    all += std::string(fields->fields[i].name) + "=" + std::to_string(*static_cast<int32_t const*>(fields->fields[i].data)) + ";";
   std::strncpy(text, all.c_str(), size);
 }
 

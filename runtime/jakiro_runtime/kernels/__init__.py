@@ -19,7 +19,7 @@ from pathlib import Path
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 _SECONDS = 120
-_INSTRUCTIONS = {"avx2", "fma", "f16c"}  # with AVX-512 VNNI they take other forms: vector.h, ints.h, int8.h, int4.h
+_INSTRUCTIONS = {"avx2", "fma", "f16c"}  # with AVX-512 VNNI they take other forms: simd.h, simd_int.h, int8.h, int4.h
 
 
 def needed(graph: Path) -> bool:

@@ -1,11 +1,11 @@
-// Weights of four bits, a scale and a least value for 32 inputs of an output, as GGUF's Q4_1 has them; rows in bytes, with a scale for
-// each 32 entries.
+// int4 weights with a scale and a min per group of 32 inputs, as in GGUF's Q4_1; activations int8 with a scale per group.
 //
-//     weight [out / 16, in / 32, 4, 16, 4]: two weights a byte; scales, least [out / 16, in / 32, 16]: half precision
+//     weight [out / 16, in / 32, 4, 16, 4]: two weights a byte; scales, min [out / 16, in / 32, 16]: half precision
 //
-// A weight is least + scale * n, n from 0 to 15. The bytes of 16 outputs and 4 inputs lie side by side, in the lower four bits those of
-// inputs 0 to 3, in the upper those of inputs 4 to 7 of every eight. Sums over 32 inputs are integers and exact, on AVX2 in 16 bits: 32
-// products of 15 times 127 in two lanes. The sums over groups are made in their order, so that a row's result is its own.
+// A weight is min + scale * n, n from 0 to 15. A tile of 16 outputs and 8 inputs is one load of 64 bytes: inputs 0 to 3 in the
+// low four bits, inputs 4 to 7 in the high ones, so that a mask and a shift give two operands for VNNI. Why sums over a group are
+// integers: they are exact (on AVX2 in 16 bits: two lanes share 32 products of at most 15 * 127), and the float sums over groups
+// run in their order, so that a row's result does not depend on the other rows of the call.
 #pragma once
 
 #include <algorithm>
@@ -13,21 +13,21 @@
 #include <cstring>
 #include <vector>
 
-#include "ints.h"
-#include "kept.h"
-#include "tensor.h"
+#include "call.h"
+#include "prepacked_weight.h"
+#include "simd_int.h"
 
 namespace jakiro {
 
 class Int4 {
  public:
-  static constexpr size_t kInputs = 4;  // x, weight, scales, least
-  static constexpr int kMost = JAKIRO_AVX512 ? 12 : 5, kBlocks = 1, kFew = 0;
+  static constexpr size_t kInputs = 4;  // x, weight, scales, min
+  static constexpr int kMaxRows = JAKIRO_AVX512 ? 12 : 5, kBlocks = 1, kMemoryBoundRows = 0;
   using Entry = int8_t;
 
   struct Rows {
-    std::vector<Entry> entries;  // for each pass [in / 4, its rows, 4]
-    std::vector<float> scales;   // for each pass [in / 32, its rows, 2]: the scale, and the scale times the sum of the entries
+    std::vector<Entry> entries;  // per pass [in / 4, rows of the pass, 4]
+    std::vector<float> scales;   // per pass [in / 32, rows of the pass, 2]: the scale, and the scale times the sum of the entries
 
     void resize(int64_t rows, int64_t in) {
       if (static_cast<int64_t>(entries.size()) < rows * in) entries.resize(rows * in);
@@ -35,59 +35,70 @@ class Int4 {
     }
   };
 
+  // Throws a Refusal unless the weights' inputs have the shapes above and fit rows of `in` entries.
   Int4(const Call& call, int64_t in) : in_(in) {
-    const Tensor weight = call.input(1), scales = call.input(2), least = call.input(3);
-    fits_ = weight.rank == 5 && scales.rank == 3 && least.rank == 3 && weight.dims[1] * kGroup == in && in > 0;
-    for (size_t axis = 0; axis < 2; ++axis) fits_ = fits_ && weight.dims[axis] == scales.dims[axis] && weight.dims[axis] == least.dims[axis];
-    out_ = weight.dims[0] * kLanes;
-    if (call.kept() != nullptr || !fits_) {
-      blocks_ = static_cast<const uint8_t*>(call.kept());
-    } else {
-      packed_.resize(weight.count() / kNibbles * kTile);
-      pack(weight, scales, least, packed_.data());
-      blocks_ = packed_.data();
+    const Parts parts(call);
+    if (parts.groups * kGroup != in) {
+      call.refuse("input weight has ", parts.groups * kGroup, " inputs, expected the ", in, " of a row");
     }
+    out_ = parts.blocks * kLanes;
+    if (call.prepacked() == nullptr) packed_ = parts.pack();
+    blocks_ = call.prepacked() != nullptr ? static_cast<const uint8_t*>(call.prepacked()) : packed_.data();
   }
-  static Kept keep(const Constants& constants) {
-    const Tensor weight = constants.input(1), scales = constants.input(2), least = constants.input(3);
-    const int64_t groups = weight.rank == 5 ? weight.dims[0] * weight.dims[1] : 0;
-    const bool whole = weight.data && scales.data && least.data && weight.count() == groups * kNibbles &&
-                       scales.count() == groups * kLanes && least.count() == groups * kLanes;
-    if (!whole) return {};
-    std::vector<uint8_t> packed(groups * kTile);
-    pack(weight, scales, least, packed.data());
-    return jakiro::keep(packed.data(), packed.size());
+  // Throws a Refusal for constant weights of another shape.
+  static PrepackedWeight prepack(const Constants& constants) {
+    if (!constants.has(1) || !constants.has(2) || !constants.has(3)) return {};
+    const std::vector<uint8_t> packed = Parts(constants).pack();
+    return copy_to_large_pages(packed.data(), packed.size());
   }
 
-  bool fits() const { return fits_; }
   int64_t out() const { return out_; }
   int64_t block_bytes() const { return in_ / kGroup * kTile; }
   const uint8_t* block(int64_t n) const { return blocks_ + n * block_bytes(); }
 
-  // As Int8's.
-  void quantise(float* row, int64_t first, int64_t place, int64_t many, Rows& rows) const;
-  template <int kRows, int kWide, bool kStreams>
-  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch, Floats (&result)[kRows][kWide]) const;
+  // As in Int8.
+  void quantize(float* row, int64_t first, int64_t index, int64_t pass_rows, Rows& rows) const;
+  template <int kRows, int kWide, bool kNonTemporal>
+  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
+                Floats (&result)[kRows][kWide]) const;
 
  private:
-  static constexpr int64_t kSide = 4, kGroup = 32;
-  static constexpr int64_t kNibbles = kLanes * kGroup / 2, kTile = kNibbles + 4 * kLanes;  // bytes of a group: weights; scales and least too
+  static constexpr int64_t kQuad = 4, kGroup = 32;
+  static constexpr int64_t kNibbles = kLanes * kGroup / 2;  // bytes of a group's weights
+  static constexpr int64_t kTile = kNibbles + 4 * kLanes;   // with its scales and mins
 
-  // What is read together, side by side: the weights of a group, its scales, its least values.
-  static void pack(const Tensor& weight, const Tensor& scales, const Tensor& least, uint8_t* to) {
-    const int64_t groups = weight.count() / kNibbles;
-    for (int64_t n = 0; n < groups; ++n, to += kTile) {
-      std::memcpy(to, weight.as<uint8_t>() + n * kNibbles, kNibbles);
-      std::memcpy(to + kNibbles, scales.as<uint16_t>() + n * kLanes, 2 * kLanes);
-      std::memcpy(to + kNibbles + 2 * kLanes, least.as<uint16_t>() + n * kLanes, 2 * kLanes);
+  // The weights, scales and mins among the inputs of a call, or among a node's constants.
+  struct Parts {
+    Dim blocks{"out / 16", 1}, groups{"in / 32", 1};
+    const uint8_t* weight;
+    const uint16_t *scales, *min;
+
+    template <typename Inputs>
+    explicit Parts(const Inputs& inputs) {
+      Dim lanes = fixed(kLanes), quad = fixed(kQuad);
+      weight = inputs.input(1, blocks, groups, quad, lanes, quad).template as<uint8_t>();
+      scales = inputs.input(2, blocks, groups, lanes).template as<uint16_t>();
+      min = inputs.input(3, blocks, groups, lanes).template as<uint16_t>();
     }
-  }
+
+    // Interleaves what is read together: the weights of a group, its scales, its mins.
+    std::vector<uint8_t> pack() const {
+      const int64_t count = blocks * groups;
+      std::vector<uint8_t> packed(count * kTile);
+      uint8_t* to = packed.data();
+      for (int64_t n = 0; n < count; ++n, to += kTile) {
+        std::memcpy(to, weight + n * kNibbles, kNibbles);
+        std::memcpy(to + kNibbles, scales + n * kLanes, 2 * kLanes);
+        std::memcpy(to + kNibbles + 2 * kLanes, min + n * kLanes, 2 * kLanes);
+      }
+      return packed;
+    }
+  };
 
   // A group of weights times the entries of kRows rows [8, kRows, 4], added to sums.
   template <int kRows>
   static void add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]);
 
-  bool fits_;
   int64_t in_, out_ = 0;
   const uint8_t* blocks_ = nullptr;
   std::vector<uint8_t> packed_;
@@ -100,7 +111,7 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
   const __m512i four_bits = _mm512_set1_epi8(15);
   Ints dots[kRows];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) dots[r] = nothing();
+  for (int r = 0; r < kRows; ++r) dots[r] = zero();
 #pragma GCC unroll 4
   for (int pair = 0; pair < 4; ++pair) {
     const __m512i both = _mm512_loadu_si512(tile + 64 * pair);
@@ -108,17 +119,17 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       int32_t x, y;
-      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
-      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
-      add_bytes(dots[r], low, _mm512_set1_epi32(x));
-      add_bytes(dots[r], high, _mm512_set1_epi32(y));
+      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kQuad, sizeof x);
+      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kQuad, sizeof y);
+      dot_bytes(dots[r], low, _mm512_set1_epi32(x));
+      dot_bytes(dots[r], high, _mm512_set1_epi32(y));
     }
   }
-  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
+  const Floats scale = load_half(tile + kNibbles), min = load_half(tile + kNibbles + 2 * kLanes);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    sums[r] = fused(floats_of(dots[r], 0), scale * all(scales[2 * r]), sums[r]);
-    sums[r] = fused(least, all(scales[2 * r + 1]), sums[r]);
+    sums[r] = fmadd(to_float(dots[r], 0), scale * broadcast(scales[2 * r]), sums[r]);
+    sums[r] = fmadd(min, broadcast(scales[2 * r + 1]), sums[r]);
   }
 }
 
@@ -128,10 +139,10 @@ template <int kRows>
 inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const float* scales, Floats (&sums)[kRows]) {
   const __m256i four_bits = _mm256_set1_epi8(15);
   const auto add = [](__m256i& sum, __m256i product) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product)); };
-  __m256i dots[kRows][2];  // of eight outputs each, two lanes of 16 bits for every output
+  __m256i dots[kRows][2];  // 8 outputs each, two int16 lanes per output
 #pragma GCC unroll 4
   for (int pair = 0; pair < 4; ++pair) {
-    asm volatile("" ::: "memory");  // or GCC reads far ahead, and runs out of registers
+    asm volatile("" ::: "memory");  // or GCC hoists the loads and spills
     __m256i low[2], high[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -141,8 +152,8 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       int32_t x, y;
-      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kSide, sizeof x);
-      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kSide, sizeof y);
+      std::memcpy(&x, entries + ((2 * pair) * kRows + r) * kQuad, sizeof x);
+      std::memcpy(&y, entries + ((2 * pair + 1) * kRows + r) * kQuad, sizeof y);
       const __m256i first = _mm256_set1_epi32(x), second = _mm256_set1_epi32(y);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -156,31 +167,33 @@ inline void Int4::add_group(const uint8_t* tile, const Entry* entries, const flo
       }
     }
   }
-  const Floats scale = halves(tile + kNibbles), least = halves(tile + kNibbles + 2 * kLanes);
+  const Floats scale = load_half(tile + kNibbles), min = load_half(tile + kNibbles + 2 * kLanes);
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    const Floats dot{_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][0], ones)), _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][1], ones))};
-    sums[r] = fused(dot, scale * all(scales[2 * r]), sums[r]);
-    sums[r] = fused(least, all(scales[2 * r + 1]), sums[r]);
+    const Floats dot{_mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][0], ones)),
+                     _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[r][1], ones))};
+    sums[r] = fmadd(dot, scale * broadcast(scales[2 * r]), sums[r]);
+    sums[r] = fmadd(min, broadcast(scales[2 * r + 1]), sums[r]);
   }
 }
 
 #endif
 
-template <int kRows, int kWide, bool kStreams>
+template <int kRows, int kWide, bool kNonTemporal>
 void Int4::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
                     Floats (&result)[kRows][kWide]) const {
   static_assert(kWide == 1, "one block is all that the registers hold");
-  const int64_t groups = in_ / kGroup, step = (fetch + groups * 64 - 1) / (groups * 64) * 64;  // bytes to fetch a group, whole lines
+  const int64_t groups = in_ / kGroup,
+                step = (fetch + groups * 64 - 1) / (groups * 64) * 64;  // bytes to prefetch per group, in cache lines
   const uint8_t* tile = this->block(block);
   const Entry* entries = rows.entries.data() + first * in_;
   const float* scales = rows.scales.data() + 2 * first * groups;
   Floats sums[kRows];
-  for (int r = 0; r < kRows; ++r) sums[r] = all(0.0f);
+  for (int r = 0; r < kRows; ++r) sums[r] = broadcast(0.0f);
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t line = 0; line < step; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + group * step + line), kStreams ? _MM_HINT_NTA : _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + group * step + line), kNonTemporal ? _MM_HINT_NTA : _MM_HINT_T0);
     }
     add_group<kRows>(tile + group * kTile, entries + group * kGroup * kRows, scales + 2 * group * kRows, sums);
   }

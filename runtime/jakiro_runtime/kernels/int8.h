@@ -1,11 +1,11 @@
-// Weights in bytes, a scale for each output; rows rotated, then in whole numbers with one scale for each.
+// int8 weights, one scale per output channel; activations rotated and quantized per row.
 //
-//     weight [out / 16, in / 4, 16, 4]: unsigned bytes around 128; scales [out]
+//     weight [out / 16, in / 4, 16, 4]: uint8 with zero point 128; scales [out]
 //
-// The bytes of 16 outputs and 4 inputs lie side by side. AVX-512 VNNI multiplies four of them with four signed bytes of a row in one
-// instruction. AVX2 has no such product without saturation, so rows are 16 bits wide there and weights are widened as they are
-// loaded: the even and the odd bytes of a register are two halves of the same sums, and a row's entries lie in that order. The sums
-// are the same integers, and exact.
+// Why this layout: a tile of 16 outputs and 4 inputs is one load of 64 bytes, and AVX-512 VNNI multiplies its 4 inputs with 4
+// signed bytes of a row in one instruction. AVX2 has no such product without saturation, so there the activations are int16 and
+// the weights are widened as they are loaded: the even and the odd bytes of a register are two halves of the same sums, and a
+// row's entries are stored in that order. Both builds compute the same integers, which are exact.
 #pragma once
 
 #include <algorithm>
@@ -13,9 +13,9 @@
 #include <cstring>
 #include <vector>
 
-#include "ints.h"
-#include "kept.h"
-#include "tensor.h"
+#include "call.h"
+#include "prepacked_weight.h"
+#include "simd_int.h"
 
 namespace jakiro {
 
@@ -23,20 +23,20 @@ class Int8 {
  public:
   static constexpr size_t kInputs = 4;  // x, rotation, weight, scales
 #if JAKIRO_AVX512
-  using Entry = int8_t;              // of a row
-  static constexpr int kMost = 12;   // rows of one pass: their sums over the blocks, the weights and a row's entries fit the registers
-  static constexpr int kBlocks = 2;  // of 16 outputs in one pass, where there are more rows than kFew
-  static constexpr int kFew = 8;     // rows for which the memory is the bound: one block at a time, in the order it lies
+  using Entry = int8_t;                // a quantized activation
+  static constexpr int kMaxRows = 12;  // rows of a pass: their accumulators, the weights and a row's entries fit the registers
+  static constexpr int kBlocks = 2;    // blocks of 16 outputs in a pass, for more rows than kMemoryBoundRows
+  static constexpr int kMemoryBoundRows = 8;  // up to so few rows the GEMM is memory bound: one block at a time, in memory order
 #else
   using Entry = int16_t;
-  static constexpr int kMost = 5, kBlocks = 1, kFew = 0;
+  static constexpr int kMaxRows = 5, kBlocks = 1, kMemoryBoundRows = 0;
 #endif
 
-  // Quantised rows of one call.
+  // Quantized activations of one call.
   struct Rows {
-    std::vector<Entry> entries;    // for each pass [in / 4, its rows, 4]
+    std::vector<Entry> entries;    // per pass [in / 4, rows of the pass, 4]
     std::vector<float> scales;     // [rows]
-    std::vector<int32_t> offsets;  // [rows], 128 times the sum of a row's entries: what unsigned weights add to every sum
+    std::vector<int32_t> offsets;  // [rows], 128 times the sum of a row's entries: the zero point's part of every dot product
 
     void resize(int64_t rows, int64_t in) {
       if (static_cast<int64_t>(entries.size()) < rows * in) entries.resize(rows * in);
@@ -44,45 +44,64 @@ class Int8 {
     }
   };
 
+  // Throws a Refusal unless the weights' inputs have the shapes above and fit rows of `in` entries.
   Int8(const Call& call, int64_t in) : in_(in) {
-    const Tensor rotation = call.input(1), weight = call.input(2), scales = call.input(3);
-    fits_ = weight.rank == 4 && weight.dims[0] * kLanes == scales.dims[0] && weight.dims[1] * kSide == in && in % rotation.dims[0] == 0;
-    turned_ = rotation.dims[0], out_ = scales.dims[0];
-    blocks_ = call.kept() ? static_cast<const uint8_t*>(call.kept()) : weight.as<uint8_t>();
-    scales_ = scales.as<float>();
+    Dim block{"block", 1}, blocks{"out / 16", 1}, quads{"in / 4", 1};
+    call.input(1, block, block);
+    const Tensor weight = weight_of(call, blocks, quads);
+    Dim out = fixed(blocks * kLanes);
+    scales_ = call.input(3, out).as<float>();
+    if (in > kMaxIn || quads * kQuad != in) {
+      call.refuse("input weight has ", quads * kQuad, " inputs, expected the ", in, " of a row, at most ", kMaxIn);
+    }
+    if ((block & (block - 1)) != 0 || in % block != 0) {
+      call.refuse("input rotation has a block of ", block, ", expected a power of two that divides ", in);
+    }
+    rotation_block_ = block, out_ = out;
+    blocks_ = call.prepacked() ? static_cast<const uint8_t*>(call.prepacked()) : weight.as<uint8_t>();
   }
-  static Kept keep(const Constants& constants) {
-    const Tensor weight = constants.input(2);
-    return weight.data == nullptr ? Kept{} : jakiro::keep(weight.data, weight.count());
+  // Throws a Refusal for constant weights of another shape.
+  static PrepackedWeight prepack(const Constants& constants) {
+    if (!constants.has(2)) return {};
+    Dim blocks{"out / 16", 1}, quads{"in / 4", 1};
+    const Tensor weight = weight_of(constants, blocks, quads);
+    return copy_to_large_pages(weight.data, weight.count());
   }
 
-  bool fits() const { return fits_; }
   int64_t out() const { return out_; }
-  int64_t block_bytes() const { return in_ / kSide * kLanes * kSide; }
+  int64_t block_bytes() const { return in_ / kQuad * kLanes * kQuad; }
   const uint8_t* block(int64_t n) const { return blocks_ + n * block_bytes(); }
 
-  // A row [in], which is overwritten, as row `place` of the `many` rows of a pass that begins at row `first`.
-  void quantise(float* row, int64_t first, int64_t place, int64_t many, Rows& rows) const;
+  // Quantizes a row [in], which is overwritten, as row `index` of the `pass_rows` rows of a pass that begins at row `first`.
+  void quantize(float* row, int64_t first, int64_t index, int64_t pass_rows, Rows& rows) const;
 
-  // kRows rows from `first` on times kWide blocks: [row][block], 16 outputs each. While it multiplies, it fetches the `fetch` bytes
-  // from `next` on, a little with every step: what the memory brings while the arithmetic lasts is free. kStreams: into the first
-  // cache alone, since weights that do not fit the last one would only empty it of what is needed again: keys, values, the draft.
-  template <int kRows, int kWide, bool kStreams>
-  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch, Floats (&result)[kRows][kWide]) const;
+  // kRows rows from `first` on times kWide blocks: [row][block], 16 outputs each. Meanwhile it prefetches `fetch` bytes from
+  // `next` on, a few lines with every step, so that memory latency hides behind the arithmetic. kNonTemporal: into L1 only, since
+  // weights that do not fit the LLC would evict what is read again: keys, values, the draft model.
+  template <int kRows, int kWide, bool kNonTemporal>
+  void multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
+                Floats (&result)[kRows][kWide]) const;
 
  private:
-  static constexpr int64_t kSide = 4;  // inputs side by side
-  static constexpr int kPlace[kSide] = {0, JAKIRO_AVX512 ? 1 : 2, JAKIRO_AVX512 ? 2 : 1, 3};  // of an entry among the four
+  static constexpr int64_t kQuad = 4;                         // inputs of a tile
+  static constexpr int64_t kMaxIn = INT32_MAX / (128 * 127);  // for which a dot product fits its 32 bits
+  static constexpr int kOrder[kQuad] = {0, JAKIRO_AVX512 ? 1 : 2, JAKIRO_AVX512 ? 2 : 1, 3};  // position of each of four entries
   static void store_entries(Entry* to, Ints x);
 
-  // What is multiplied with a row's four entries: [output, 4].
+  // The weights among the inputs of a call, or among a node's constants.
+  template <typename Inputs>
+  static Tensor weight_of(const Inputs& inputs, Dim& blocks, Dim& quads) {
+    Dim lanes = fixed(kLanes), quad = fixed(kQuad);
+    return inputs.input(2, blocks, quads, lanes, quad);
+  }
+
+  // A tile of weights: [16 outputs, 4 inputs].
   struct Weights;
-  // A row's four entries, for every output.
+  // Four entries of a row, broadcast to every output.
   struct Four;
   static void add_product(Ints& sum, const Weights& weights, const Four& four);
 
-  bool fits_;
-  int64_t in_, out_, turned_;
+  int64_t in_, out_, rotation_block_;
   const uint8_t* blocks_;
   const float* scales_;
 };
@@ -105,7 +124,7 @@ struct Int8::Four {
 };
 
 inline void Int8::store_entries(Entry* to, Ints x) { store_bytes(to, x); }
-inline void Int8::add_product(Ints& sum, const Weights& weights, const Four& four) { add_bytes(sum, weights.v, four.v); }
+inline void Int8::add_product(Ints& sum, const Weights& weights, const Four& four) { dot_bytes(sum, weights.v, four.v); }
 
 #else
 
@@ -135,7 +154,7 @@ inline void Int8::store_entries(Entry* to, Ints x) {
 }
 
 inline void Int8::add_product(Ints& sum, const Weights& weights, const Four& four) {
-  // left to itself GCC copies every sum, and runs out of registers
+  // GCC's own choice copies every accumulator and spills
   const auto add = [](__m256i& sum, __m256i product) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product)); };
   add(sum.low, _mm256_madd_epi16(weights.low_even, four.even));
   add(sum.high, _mm256_madd_epi16(weights.high_even, four.even));
@@ -145,28 +164,29 @@ inline void Int8::add_product(Ints& sum, const Weights& weights, const Four& fou
 
 #endif
 
-template <int kRows, int kWide, bool kStreams>
+template <int kRows, int kWide, bool kNonTemporal>
 void Int8::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_t* next, int64_t fetch,
                     Floats (&result)[kRows][kWide]) const {
-  const int64_t quads = in_ / kSide, step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to fetch a quad, whole lines
+  const int64_t quads = in_ / kQuad,
+                step = (fetch + quads * 64 - 1) / (quads * 64) * 64;  // bytes to prefetch per quad, in cache lines
   const uint8_t* weight = this->block(block);
   const Entry* entries = rows.entries.data() + first * in_;
-  Ints sum[kRows][kWide];  // in registers: every loop over them is unrolled
+  Ints sum[kRows][kWide];  // in registers, so every loop over them is unrolled
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int b = 0; b < kWide; ++b) sum[r][b] = nothing();
+    for (int b = 0; b < kWide; ++b) sum[r][b] = zero();
   }
   for (int64_t quad = 0; quad < quads; ++quad) {
     for (int64_t line = 0; line < step; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + quad * step + line), kStreams ? _MM_HINT_NTA : _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + quad * step + line), kNonTemporal ? _MM_HINT_NTA : _MM_HINT_T0);
     }
     Weights w[kWide];
 #pragma GCC unroll 2
     for (int b = 0; b < kWide; ++b) w[b] = Weights(weight + (b * quads + quad) * 64);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      const Four four(entries + (quad * kRows + r) * kSide);
+      const Four four(entries + (quad * kRows + r) * kQuad);
 #pragma GCC unroll 2
       for (int b = 0; b < kWide; ++b) add_product(sum[r][b], w[b], four);
     }
@@ -176,7 +196,7 @@ void Int8::multiply(const Rows& rows, int64_t first, int64_t block, const uint8_
     const Floats scale = load(scales_ + (block + b) * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      result[r][b] = floats_of(sum[r][b], rows.offsets[first + r]) * all(rows.scales[first + r]) * scale;
+      result[r][b] = to_float(sum[r][b], rows.offsets[first + r]) * broadcast(rows.scales[first + r]) * scale;
     }
   }
 }

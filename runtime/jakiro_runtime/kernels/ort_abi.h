@@ -21,10 +21,12 @@ struct Context;
 
 enum Place : int {
   kCreateStatus = 0,
+  kGetErrorMessage = 2,
   kCreateCustomOpDomain = 26,
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
@@ -51,6 +53,8 @@ struct ApiBase {
   const char* (*version)();
 };
 
+constexpr int kInvalidArgument = 2;  // a status code
+
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9, kHalf = 10, kDouble = 11 };
 
 // An operator's description; every callback of the table has its place, used or not.
@@ -68,9 +72,9 @@ struct CustomOp {
   int (*input_characteristic)(const CustomOp*, size_t);
   int (*output_characteristic)(const CustomOp*, size_t);
   int (*input_memory)(const CustomOp*, size_t);
-  int (*variadic_input_least)(const CustomOp*);
+  int (*variadic_input_min)(const CustomOp*);
   int (*variadic_input_homogeneous)(const CustomOp*);
-  int (*variadic_output_least)(const CustomOp*);
+  int (*variadic_output_min)(const CustomOp*);
   int (*variadic_output_homogeneous)(const CustomOp*);
   Status* (*create_kernel_v2)(const CustomOp*, const Api*, const KernelInfo*, void**);
   Status* (*compute_v2)(void*, Context*);

@@ -1,16 +1,44 @@
-// Tensors of one call, and work shared among the session's threads.
+// The inputs of an operator, read and checked in one place.
+//
+// Why: the file that holds the graph may be damaged or hostile, and ONNX Runtime checks an input's element type only. So every
+// tensor is read by `Node::read`, which bounds its rank and size, and every operator says the shape it expects of each input, by
+// named dimensions, before it touches memory. What does not fit is thrown as a Refusal, which register_ops.cpp turns into an
+// error of ONNX Runtime.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <sstream>
+#include <stdexcept>
 
 #include "ort_abi.h"
 
 namespace jakiro {
 
+constexpr size_t kMaxRank = 8, kMaxInputs = 8;
+constexpr int64_t kMaxDim = INT32_MAX;           // so that a product of two dimensions fits 64 bits
+constexpr int64_t kMaxCount = int64_t{1} << 40;  // entries of a tensor, where dimensions of 0 count as 1
+
+// A call that an operator refuses: one sentence.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A dimension that several inputs share. The first input that has it gives its size, and the others are checked against that.
+struct Dim {
+  const char* name;
+  int64_t min = 0;
+  int64_t size = -1;  // not known yet
+
+  operator int64_t() const { return size; }
+};
+
+// A dimension that an operator prescribes.
+inline Dim fixed(int64_t size) { return {"", size, size}; }
+
 struct Tensor {
   void* data = nullptr;
-  int64_t dims[8] = {};
+  int64_t dims[kMaxRank] = {};
   size_t rank = 0;
 
   int64_t count(size_t first = 0) const {
@@ -18,92 +46,55 @@ struct Tensor {
     for (size_t axis = first; axis < rank; ++axis) product *= dims[axis];
     return product;
   }
+  int64_t last() const { return dims[rank - 1]; }
   template <typename T>
   T* as() const {
     return static_cast<T*>(data);
   }
 };
 
-inline void* data_of(const ort::Api* api, ort::Value* value) {
-  void* pointer = nullptr;
-  api->at<ort::Status*(ort::Value*, void**)>(ort::kGetTensorMutableData)(value, &pointer);
-  return pointer;
-}
-
-inline Tensor tensor_of(const ort::Api* api, const ort::Value* value) {
-  Tensor tensor;
-  ort::Shape* shape = nullptr;
-  api->at<ort::Status*(const ort::Value*, ort::Shape**)>(ort::kGetTensorTypeAndShape)(value, &shape);
-  api->at<ort::Status*(const ort::Shape*, size_t*)>(ort::kGetDimensionsCount)(shape, &tensor.rank);
-  api->at<ort::Status*(const ort::Shape*, int64_t*, size_t)>(ort::kGetDimensions)(shape, tensor.dims, tensor.rank);
-  api->at<void(ort::Shape*)>(ort::kReleaseTensorTypeAndShapeInfo)(shape);
-  tensor.data = data_of(api, const_cast<ort::Value*>(value));
-  return tensor;
-}
-
-// What is constant of a node's inputs, when its kernel is made.
-class Constants {
- public:
-  Constants(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
-
-  // No data where the input is not constant.
-  Tensor input(size_t index) const {
-    int constant = 0;
-    const ort::Value* value = nullptr;
-    using Get = ort::Status*(const ort::KernelInfo*, size_t, int*, const ort::Value**);
-    ort::Status* status = api_->at<Get>(ort::kKernelInfoGetConstantInput)(info_, index, &constant, &value);
-    if (status != nullptr) api_->at<void(ort::Status*)>(ort::kReleaseStatus)(status);
-    return status == nullptr && constant ? tensor_of(api_, value) : Tensor{};
-  }
-
- private:
-  const ort::Api* api_;
-  const ort::KernelInfo* info_;
+struct Input {
+  ort::ElementType type;
+  const char* name;
 };
 
-class Call {
- public:
-  // attribute: the node's one number; kept: its weights, in the order it reads them, or nullptr; streams: the session's weights
-  // are more than the last cache holds
-  Call(const ort::Api* api, ort::Context* context, float attribute, const void* kept, bool streams)
-      : api_(api), context_(context), attribute_(attribute), kept_(kept), streams_(streams) {}
-
-  float attribute() const { return attribute_; }
-  const void* kept() const { return kept_; }
-  bool streams() const { return streams_; }
-
-  Tensor input(size_t index) const {
-    const ort::Value* value = nullptr;
-    api_->at<ort::Status*(const ort::Context*, size_t, const ort::Value**)>(ort::kKernelContextGetInput)(context_, index, &value);
-    return tensor_of(api_, value);
-  }
-
-  void* output(size_t index, const int64_t* dims, size_t rank) const {
-    ort::Value* value = nullptr;
-    api_->at<ort::Status*(ort::Context*, size_t, const int64_t*, size_t, ort::Value**)>(ort::kKernelContextGetOutput)(
-        context_, index, dims, rank, &value);
-    return data_of(api_, value);
-  }
-
-  // Runs work(0) ... work(count - 1), in any order, on the session's threads.
-  template <typename Work>
-  void parallel(size_t count, Work& work) const {
-    if (count == 1) return work(0);
-    void (*each)(void*, size_t) = [](void* data, size_t index) { (*static_cast<Work*>(data))(index); };
-    using Run = ort::Status*(const ort::Context*, void (*)(void*, size_t), size_t, size_t, void*);
-    api_->at<Run>(ort::kKernelContextParallelFor)(context_, each, count, 0, &work);
-  }
-
-  ort::Status* fail(const char* words) const {
-    return api_->at<ort::Status*(int, const char*)>(ort::kCreateStatus)(2, words);
-  }
-
- private:
-  const ort::Api* api_;
-  ort::Context* context_;
-  float attribute_;
-  const void* kept_;
-  bool streams_;
+// What an operator's errors name.
+struct Signature {
+  const char* name;
+  Input inputs[kMaxInputs];
+  size_t input_count;
 };
+
+// A node of the graph, when its kernel is created or called.
+class Node {
+ public:
+  Node(const ort::Api* api, const Signature& signature) : api_(api), signature_(signature) {}
+
+  // Throws a Refusal "operator: ..." of these parts.
+  template <typename... Parts>
+  [[noreturn]] void refuse(const Parts&... parts) const {
+    std::ostringstream text;
+    text << signature_.name << ": ";
+    (text << ... << parts);
+    throw Refusal(text.str());
+  }
+
+  // Throws a Refusal unless `tensor`, input `index`, has the shape `dims`; sizes that are not known yet are taken from it.
+  void expect_shape(const Tensor& tensor, size_t index, Dim* const* dims, size_t rank) const;
+
+  // Throws a Refusal with the words of a status that is not nullptr, and releases it.
+  void check(ort::Status* status) const;
+
+ protected:
+  // Input `index`: of the declared element type, at most kMaxRank dimensions of at most kMaxDim, and data for all entries.
+  Tensor read(const ort::Value* value, size_t index) const;
+  void* data_of(ort::Value* value) const;
+
+  const ort::Api* api_;
+  const Signature& signature_;
+};
+
+// The product of two sizes of a call's memory; throws a Refusal where it cannot be had.
+int64_t checked_product(int64_t x, int64_t y);
 
 }  // namespace jakiro

@@ -1,5 +1,7 @@
-// Sixteen floats side by side, on either of two instruction sets: AVX-512 with VNNI, or AVX2 with FMA as two halves. A sum has the
-// same lanes on both. What depends on how many registers there are is chosen by kRegisters.
+// SIMD vector of 16 floats: one register of AVX-512 (with VNNI), or two of AVX2 with FMA.
+//
+// Why 16 lanes on both: a sum over a row is then split into the same partial sums whatever the CPU, so the kernels are written
+// once and both builds give the same bits. Code that depends on how many registers there are uses kRegisters.
 #pragma once
 
 #include <immintrin.h>
@@ -21,7 +23,7 @@ constexpr int64_t kLanes = 16;
 
 #if JAKIRO_AVX512
 
-constexpr int kRegisters = 32;  // that hold sixteen floats
+constexpr int kRegisters = 32;  // vectors of 16 floats
 
 struct Floats {
   __m512 v;
@@ -29,51 +31,52 @@ struct Floats {
 
 inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x.v); }
-inline Floats all(float x) { return {_mm512_set1_ps(x)}; }
+inline Floats broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Floats operator+(Floats x, Floats y) { return {_mm512_add_ps(x.v, y.v)}; }
 inline Floats operator-(Floats x, Floats y) { return {_mm512_sub_ps(x.v, y.v)}; }
 inline Floats operator*(Floats x, Floats y) { return {_mm512_mul_ps(x.v, y.v)}; }
 inline Floats operator/(Floats x, Floats y) { return {_mm512_div_ps(x.v, y.v)}; }
-inline Floats fused(Floats x, Floats y, Floats sum) { return {_mm512_fmadd_ps(x.v, y.v, sum.v)}; }            // x y + sum
-inline Floats fused_minus(Floats x, Floats y, Floats from) { return {_mm512_fnmadd_ps(x.v, y.v, from.v)}; }  // from - x y
-inline Floats larger(Floats x, Floats y) { return {_mm512_max_ps(x.v, y.v)}; }
-inline Floats smaller(Floats x, Floats y) { return {_mm512_min_ps(x.v, y.v)}; }
-inline Floats magnitude(Floats x) { return {_mm512_abs_ps(x.v)}; }
-inline Floats whole(Floats x) { return {_mm512_roundscale_ps(x.v, 8)}; }
-inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x.v); }
-inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x.v); }
+inline Floats fmadd(Floats x, Floats y, Floats sum) { return {_mm512_fmadd_ps(x.v, y.v, sum.v)}; }      // x y + sum
+inline Floats fnmadd(Floats x, Floats y, Floats from) { return {_mm512_fnmadd_ps(x.v, y.v, from.v)}; }  // from - x y
+inline Floats max(Floats x, Floats y) { return {_mm512_max_ps(x.v, y.v)}; }
+inline Floats min(Floats x, Floats y) { return {_mm512_min_ps(x.v, y.v)}; }
+inline Floats abs(Floats x) { return {_mm512_abs_ps(x.v)}; }
+inline Floats round(Floats x) { return {_mm512_roundscale_ps(x.v, 8)}; }
+inline float reduce_add(Floats x) { return _mm512_reduce_add_ps(x.v); }
+inline float reduce_max(Floats x) { return _mm512_reduce_max_ps(x.v); }
 
-// A bit for each lane.
-inline uint32_t above(Floats x, Floats y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ); }
+// Bit n of the mask is lane n.
+inline uint32_t greater(Floats x, Floats y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ); }
 inline uint32_t equal(Floats x, Floats y) { return _mm512_cmpeq_ps_mask(x.v, y.v); }
 
-// The first `count` lanes alone; the others are not read, not written, or `otherwise`.
+// Masked access to the first `count` lanes: the other lanes are not read (they become `otherwise`) and not written.
 inline __mmask16 first_lanes(int64_t count) { return count >= kLanes ? 0xFFFF : (1u << count) - 1; }
 inline Floats load_first(const float* p, int64_t count, Floats otherwise) {
   return {_mm512_mask_loadu_ps(otherwise.v, first_lanes(count), p)};
 }
 inline void store_first(float* p, int64_t count, Floats x) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
-inline Floats keep_first(Floats x, int64_t count) { return {_mm512_maskz_mov_ps(first_lanes(count), x.v)}; }
+inline Floats mask_first(Floats x, int64_t count) { return {_mm512_maskz_mov_ps(first_lanes(count), x.v)}; }
 
-inline Floats halves(const void* p) {  // in half precision
+inline Floats load_half(const void* p) {  // 16 values in half precision
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
 
-// 2^n times x, n whole
-inline Floats scaled(Floats x, Floats n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+// x * 2^n, n an integer
+inline Floats scale_exponent(Floats x, Floats n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
-// Loaded once and kept in a register. GCC would load it again for every row that it meets, and loads are what there is least of.
-inline Floats held(Floats x) {
+// Pins a value in a register. GCC would fold the load into every multiply-add that uses it, and load ports are the bottleneck.
+inline Floats pin(Floats x) {
 #ifdef __AVX512F__
   asm("" : "+v"(x.v));
 #endif
   return x;
 }
 
-// Sums and differences of lanes whose numbers differ in one bit: the sum in the lower, the difference in the upper.
+// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference
+// (upper).
 template <int kBit>
-inline Floats butterfly(Floats given) {
-  const __m512 x = given.v;
+inline Floats butterfly(Floats in) {
+  const __m512 x = in.v;
   __m512 other;
   if constexpr (kBit == 1) {
     other = _mm512_permute_ps(x, 0xB1);
@@ -88,8 +91,8 @@ inline Floats butterfly(Floats given) {
   return {_mm512_mask_sub_ps(_mm512_add_ps(x, other), kUpper, other, x)};
 }
 
-// 16 rows of 16 floats to columns that are kApart floats apart.
-template <int64_t kApart>
+// Transposes a 16 x 16 tile: rows `from`, columns kStride floats apart in `to`.
+template <int64_t kStride>
 inline void transpose_16(const float* const (&from)[16], float* to) {
   __m512 a[16], b[16];
 #pragma GCC unroll 8
@@ -109,12 +112,13 @@ inline void transpose_16(const float* const (&from)[16], float* to) {
   }
 #pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) {  // b[4 q + n] holds columns n, n + 4, n + 8, n + 12 of rows 4 q to 4 q + 3
-    const __m512 even_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0x88), even_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0x88);
+    const __m512 even_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0x88),
+                 even_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0x88);
     const __m512 odd_low = _mm512_shuffle_f32x4(b[n], b[n + 4], 0xDD), odd_high = _mm512_shuffle_f32x4(b[n + 8], b[n + 12], 0xDD);
-    _mm512_storeu_ps(to + n * kApart, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
-    _mm512_storeu_ps(to + (n + 4) * kApart, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
-    _mm512_storeu_ps(to + (n + 8) * kApart, _mm512_shuffle_f32x4(even_low, even_high, 0xDD));
-    _mm512_storeu_ps(to + (n + 12) * kApart, _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD));
+    _mm512_storeu_ps(to + n * kStride, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
+    _mm512_storeu_ps(to + (n + 4) * kStride, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+    _mm512_storeu_ps(to + (n + 8) * kStride, _mm512_shuffle_f32x4(even_low, even_high, 0xDD));
+    _mm512_storeu_ps(to + (n + 12) * kStride, _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD));
   }
 }
 
@@ -131,50 +135,50 @@ inline void store(float* p, Floats x) {
   _mm256_storeu_ps(p, x.low);
   _mm256_storeu_ps(p + 8, x.high);
 }
-inline Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Floats broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.low, y.low), _mm256_add_ps(x.high, y.high)}; }
 inline Floats operator-(Floats x, Floats y) { return {_mm256_sub_ps(x.low, y.low), _mm256_sub_ps(x.high, y.high)}; }
 inline Floats operator*(Floats x, Floats y) { return {_mm256_mul_ps(x.low, y.low), _mm256_mul_ps(x.high, y.high)}; }
 inline Floats operator/(Floats x, Floats y) { return {_mm256_div_ps(x.low, y.low), _mm256_div_ps(x.high, y.high)}; }
-inline Floats fused(Floats x, Floats y, Floats sum) {  // x y + sum
+inline Floats fmadd(Floats x, Floats y, Floats sum) {  // x y + sum
   return {_mm256_fmadd_ps(x.low, y.low, sum.low), _mm256_fmadd_ps(x.high, y.high, sum.high)};
 }
-inline Floats fused_minus(Floats x, Floats y, Floats from) {  // from - x y
+inline Floats fnmadd(Floats x, Floats y, Floats from) {  // from - x y
   return {_mm256_fnmadd_ps(x.low, y.low, from.low), _mm256_fnmadd_ps(x.high, y.high, from.high)};
 }
-inline Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high)}; }
-inline Floats smaller(Floats x, Floats y) { return {_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high)}; }
-inline Floats magnitude(Floats x) {
+inline Floats max(Floats x, Floats y) { return {_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high)}; }
+inline Floats min(Floats x, Floats y) { return {_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high)}; }
+inline Floats abs(Floats x) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
 }
-inline Floats whole(Floats x) { return {_mm256_round_ps(x.low, 8), _mm256_round_ps(x.high, 8)}; }
-inline float sum_of(Floats x) {
+inline Floats round(Floats x) { return {_mm256_round_ps(x.low, 8), _mm256_round_ps(x.high, 8)}; }
+inline float reduce_add(Floats x) {
   const __m256 eight = _mm256_add_ps(x.low, x.high);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-inline float largest_of(Floats x) {
+inline float reduce_max(Floats x) {
   const __m256 eight = _mm256_max_ps(x.low, x.high);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// A bit for each lane.
+// Bit n of the mask is lane n.
 inline uint32_t bits_of(__m256 low, __m256 high) { return _mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8; }
-inline uint32_t above(Floats x, Floats y) {
+inline uint32_t greater(Floats x, Floats y) {
   return bits_of(_mm256_cmp_ps(x.low, y.low, _CMP_GT_OQ), _mm256_cmp_ps(x.high, y.high, _CMP_GT_OQ));
 }
 inline uint32_t equal(Floats x, Floats y) {
   return bits_of(_mm256_cmp_ps(x.low, y.low, _CMP_EQ_OQ), _mm256_cmp_ps(x.high, y.high, _CMP_EQ_OQ));
 }
 
-// The first `count` lanes alone; the others are not read, not written, or `otherwise`.
+// Masked access to the first `count` lanes: the other lanes are not read (they become `otherwise`) and not written.
 inline __m256i first_lanes(int64_t count) {
-  const int few = count < 0 ? 0 : count > 8 ? 8 : static_cast<int>(count);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(few), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const int lanes = count < 0 ? 0 : count > 8 ? 8 : static_cast<int>(count);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline Floats load_first(const float* p, int64_t count, Floats otherwise) {
   if (count >= kLanes) return load(p);
@@ -187,34 +191,35 @@ inline void store_first(float* p, int64_t count, Floats x) {
   _mm256_maskstore_ps(p, first_lanes(count), x.low);
   _mm256_maskstore_ps(p + 8, first_lanes(count - 8), x.high);
 }
-inline Floats keep_first(Floats x, int64_t count) {
+inline Floats mask_first(Floats x, int64_t count) {
   if (count >= kLanes) return x;
   return {_mm256_and_ps(x.low, _mm256_castsi256_ps(first_lanes(count))),
           _mm256_and_ps(x.high, _mm256_castsi256_ps(first_lanes(count - 8)))};
 }
 
-inline Floats halves(const void* p) {  // in half precision
+inline Floats load_half(const void* p) {  // 16 values in half precision
   const __m128i* from = static_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from + 1))};
 }
 
-// 2^n times x, n whole, from -252 to 254: in two steps, each of which a float can hold
+// x * 2^n, n an integer from -252 to 254: in two steps, each a power that a float represents
 inline __m256 power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
-inline __m256 scaled(__m256 x, __m256 n) {
-  const __m256i all = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(all, 1);
-  return _mm256_mul_ps(_mm256_mul_ps(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(all, half)));
+inline __m256 scale_exponent(__m256 x, __m256 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+  return _mm256_mul_ps(_mm256_mul_ps(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
 }
-inline Floats scaled(Floats x, Floats n) { return {scaled(x.low, n.low), scaled(x.high, n.high)}; }
+inline Floats scale_exponent(Floats x, Floats n) { return {scale_exponent(x.low, n.low), scale_exponent(x.high, n.high)}; }
 
-// Loaded once and kept in a register. GCC would load it again for every row that it meets, and loads are what there is least of.
-inline Floats held(Floats x) {
+// Pins a value in a register. GCC would fold the load into every multiply-add that uses it, and load ports are the bottleneck.
+inline Floats pin(Floats x) {
   asm("" : "+x"(x.low), "+x"(x.high));
   return x;
 }
 
-// Sums and differences of lanes whose numbers differ in one bit: the sum in the lower, the difference in the upper.
+// One stage of a fast Walsh-Hadamard transform: lanes whose numbers differ in bit kBit become their sum (lower) and difference
+// (upper).
 template <int kBit>
 inline __m256 butterfly(__m256 x) {
   static_assert(kBit < 8, "lanes of one half");
@@ -238,8 +243,8 @@ inline Floats butterfly(Floats x) {
   }
 }
 
-// 8 rows of 8 floats to columns that are kApart floats apart.
-template <int64_t kApart>
+// Transposes an 8 x 8 tile, from column `at` on.
+template <int64_t kStride>
 inline void transpose_8(const float* const* from, int64_t at, float* to) {
   __m256 a[8], b[8];
 #pragma GCC unroll 4
@@ -258,32 +263,32 @@ inline void transpose_8(const float* const* from, int64_t at, float* to) {
   }
 #pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) {  // b[4 q + n] holds columns n and n + 4 of rows 4 q to 4 q + 3
-    _mm256_storeu_ps(to + n * kApart, _mm256_permute2f128_ps(b[n], b[n + 4], 0x20));
-    _mm256_storeu_ps(to + (n + 4) * kApart, _mm256_permute2f128_ps(b[n], b[n + 4], 0x31));
+    _mm256_storeu_ps(to + n * kStride, _mm256_permute2f128_ps(b[n], b[n + 4], 0x20));
+    _mm256_storeu_ps(to + (n + 4) * kStride, _mm256_permute2f128_ps(b[n], b[n + 4], 0x31));
   }
 }
 
-// 16 rows of 16 floats to columns that are kApart floats apart.
-template <int64_t kApart>
+// Transposes a 16 x 16 tile: rows `from`, columns kStride floats apart in `to`.
+template <int64_t kStride>
 inline void transpose_16(const float* const (&from)[16], float* to) {
   for (int column = 0; column < 16; column += 8) {
-    for (int row = 0; row < 16; row += 8) transpose_8<kApart>(from + row, column, to + column * kApart + row);
+    for (int row = 0; row < 16; row += 8) transpose_8<kStride>(from + row, column, to + column * kStride + row);
   }
 }
 
 #endif
 
-// e^x within two units in the last place; 0 and infinity beyond float's range
-inline Floats exponential(Floats x) {
-  x = smaller(larger(x, all(-120.0f)), all(120.0f));
-  const Floats n = whole(x * all(1.44269504088896341f));
-  Floats r = fused_minus(n, all(0.693359375f), x);
-  r = fused_minus(n, all(-2.12194440e-4f), r);
-  Floats p = all(1.9875691500e-4f);
+// e^x within 2 ulp, by Cephes' polynomial; 0 and infinity outside float's range
+inline Floats exp(Floats x) {
+  x = min(max(x, broadcast(-120.0f)), broadcast(120.0f));
+  const Floats n = round(x * broadcast(1.44269504088896341f));
+  Floats r = fnmadd(n, broadcast(0.693359375f), x);
+  r = fnmadd(n, broadcast(-2.12194440e-4f), r);
+  Floats p = broadcast(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1.0f, 1.0f}) {
-    p = fused(p, r, all(c));
+    p = fmadd(p, r, broadcast(c));
   }
-  return scaled(p, n);
+  return scale_exponent(p, n);
 }
 
 }  // namespace jakiro

@@ -1,4 +1,4 @@
-#include "kept.h"
+#include "prepacked_weight.h"
 
 #include <sys/mman.h>
 
@@ -10,7 +10,7 @@
 namespace jakiro {
 namespace {
 
-constexpr size_t kLarge = size_t{1} << 21, kRegion = size_t{1} << 25;
+constexpr size_t kHugePage = size_t{1} << 21, kRegion = size_t{1} << 25;
 
 struct Region {
   char* mapped;
@@ -18,12 +18,12 @@ struct Region {
   char* free;
   char* end;
 
-  explicit Region(size_t bytes) : length(std::max(bytes, kRegion) + 2 * kLarge) {
+  explicit Region(size_t bytes) : length(std::max(bytes, kRegion) + 2 * kHugePage) {
     void* got = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mapped = got == MAP_FAILED ? nullptr : static_cast<char*>(got);
-    free = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(mapped) + kLarge - 1) / kLarge * kLarge);
+    free = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(mapped) + kHugePage - 1) / kHugePage * kHugePage);
     end = mapped == nullptr ? free : mapped + length;
-    if (mapped != nullptr) madvise(free, end - free, MADV_HUGEPAGE);  // where it is refused, pages are small and nothing breaks
+    if (mapped != nullptr) madvise(free, end - free, MADV_HUGEPAGE);  // a hint: refused, the pages are small
   }
   ~Region() {
     if (mapped != nullptr) munmap(mapped, length);
@@ -34,7 +34,7 @@ struct Region {
 
 }  // namespace
 
-Kept keep(const void* data, size_t bytes) {
+PrepackedWeight copy_to_large_pages(const void* data, size_t bytes) {
   static std::mutex mutex;
   static std::weak_ptr<Region> latest;
   const std::lock_guard<std::mutex> lock(mutex);
