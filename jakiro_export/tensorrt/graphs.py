@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, inliner
 
 from jakiro_export.errors import ExportError
+from jakiro_export.ops import DOMAIN
 
-DOMAIN = "jakiro"
 _BITS: dict[int, int] = {
     TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,

@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 
 from answers import plain
 from jakiro_export.artifact.weights import Array
-from jakiro_export.ops import selection, tree_attention
-from jakiro_export.passes import fuse, quantize
-from jakiro_export.quantization import int4, int8
+from jakiro_export.ops import DOMAIN, registry
+from jakiro_export.ops.operator import CallSite
+from jakiro_export.quantization.hadamard import block_size, hadamard
+from jakiro_export.quantization.schemes import SCHEMES
 from jakiro_runtime import Engine, kernels
 from jakiro_runtime.backends import onnxruntime as backend
 from paths import ROOT
@@ -28,13 +29,9 @@ from paths import ROOT
 OPSET = 23
 Arrays = dict[str, np.ndarray]
 BODIES = {
-    body.name: body
-    for body in (
-        *quantize.functions(OPSET),
-        tree_attention.function(OPSET),
-        *fuse.functions(OPSET),
-        *selection.functions(OPSET),
-    )
+    operator.name: operator.function(CallSite(OPSET))
+    for operator in registry.operators().values()
+    if operator.domain == DOMAIN and operator.cpu_kernel
 }
 
 
@@ -94,7 +91,7 @@ def product(rows: int, wide: int = 192, out: int = 80, gain: bool = False, resid
     weight = random.integers(1, 256, (out // 16, wide // 4, 16, 4)).astype(np.uint8)
     x = random.standard_normal((1, rows, wide)).astype(np.float32)
     x[0, :, 5] *= 50  # an entry far larger than the rest
-    rotation = int8.hadamard(int8.block_of(wide))
+    rotation = hadamard(block_size(wide))
     more = {"gain": random.random(wide).astype(np.float32)} if gain else {}
     if residual:
         more["residual"] = random.standard_normal((1, rows, out)).astype(np.float32)
@@ -105,7 +102,7 @@ def small(rows: int, wide: int = 192, out: int = 80, gain: bool = False, residua
     """As `product`, with weights of four bits."""
     given = product(rows, wide, out, gain, residual)
     matrix = np.random.default_rng(1).standard_normal((out, wide)).astype(np.float32)
-    weights = zip(("weight", "scales", "least"), int4.initializers(Array(matrix), "").values(), strict=True)
+    weights = zip(("weight", "scales", "mins"), SCHEMES["int4"].initializers(Array(matrix), "").values(), strict=True)
     left = {name: given[name] for name in ("gain", "residual") if name in given}
     return {"x": given["x"], **{name: np.concatenate(list(weight.panels())) for name, weight in weights}, **left}
 
@@ -242,7 +239,7 @@ def test_rotation_tames_an_outlier(library: Path) -> None:
     errors = []
     for block in (64, 1):
         weight = np.random.default_rng(1).standard_normal((80, wide)).astype(np.float32)
-        rotation = int8.hadamard(block)
+        rotation = hadamard(block)
         turned = (weight.reshape(-1, block) @ rotation).reshape(weight.shape)
         scales = np.abs(turned).max(1) / 127
         stored = (np.rint(turned / scales[:, None]) + 128).astype(np.uint8)
