@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 
@@ -17,14 +15,12 @@ from jakiro_export.checkpoints.head import HeadCheckpoint
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.heads import jakiro as draft
 from jakiro_export.heads import jakiro_star as star
-from jakiro_export.ops import expert_dispatch as dispatch
-from jakiro_export.ops import selection, tree_attention
-from jakiro_export.passes import fuse, quantize
-from jakiro_export.passes import simplify as passes
+from jakiro_export.passes import pipeline
+from jakiro_export.quantization.recipe import RECIPES
 from jakiro_export.targets import graph as target
 
-QUANTIZED = ("int8", "int4")
-# what activations are computed in; quantised engines keep everything but their products in fp32
+QUANTIZED = tuple(RECIPES)
+# what activations are computed in; quantised engines keep everything but their matmuls in fp32
 _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, **dict.fromkeys(QUANTIZED, torch.float32)}
 _NUMPY = {name: np.dtype(ml_dtypes.bfloat16 if name == "bf16" else str(kind)[6:]) for name, kind in _TORCH.items()}
 
@@ -33,10 +29,10 @@ _NUMPY = {name: np.dtype(ml_dtypes.bfloat16 if name == "bf16" else str(kind)[6:]
 class GraphOptions:
     """How the graphs are written.
 
-    precision: "fp32", "fp16" or "bf16", weights and activations; "int8", "int4": products row by row (see
-        `graph.quantize`)
+    precision: "fp32", "fp16" or "bf16", weights and activations; "int8", "int4": matmuls row by row (see
+        `jakiro_export.ops.row_matmul`)
     draft_precision: the same for the draft graph, which is never int4
-    bitwise: make every sum that depends on where a token sits exact (see `graph.attention`)
+    bitwise: make every sum that depends on where a token sits exact (see `jakiro_export.ops.attention`)
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
     draft_vocab: how many tokens the head may propose; None for all
     """
@@ -66,10 +62,8 @@ def target_graph(checkpoint: Target, options: GraphOptions, metadata: Mapping[st
         if f"model.{name}" in traced.graph.initializers
     }
     weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
-    passes.bind(traced, weights)
-    # the projection to logits decides between tokens that are nearly tied: it stays in bytes
-    in_bytes = {f"model.{name}" for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is projection}
-    _prepare(traced, "target", [tree_attention.function(options.opset)], metadata, options.precision, options.opset, in_bytes)
+    logits = {f"model.{name}" for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is projection}
+    pipeline.prepare(traced, weights, "target", metadata, RECIPES.get(options.precision), logits)
     return traced
 
 
@@ -135,20 +129,14 @@ def draft_weights(head: HeadCheckpoint, checkpoint: Target, options: GraphOption
 
 
 def draft_graph(head: HeadCheckpoint, checkpoint: Target, options: GraphOptions, metadata: Mapping[str, str]) -> ir.Model:
-    """The draft phase's graph with its weights as recipes, the dispatch operator's bodies beside it."""
+    """The draft phase's graph with its weights as recipes."""
     dtype = _TORCH[options.draft_precision]
     with torch.device("meta"):
         module = draft_module(head, options).to(dtype)
     traced = draft.trace(module, options.opset, dtype)
     weights = draft_weights(head, checkpoint, options)
     weights["head.rotary.inv_freq"] = Array(draft.LlamaRotaryEmbedding(head.config.llama).inv_freq.numpy())
-    passes.bind(traced, weights)
-    kind = ir.DataType.from_numpy(_NUMPY[options.draft_precision])
-    config = head.config
-    bodies = [tree_attention.function(options.opset), *selection.functions(options.opset)]
-    if not config.star:
-        bodies.append(dispatch.function(config.experts, config.experts_per_token, options.opset, kind))
-    _prepare(traced, "draft", bodies, metadata, options.draft_precision, options.opset)
+    pipeline.prepare(traced, weights, "draft", metadata, RECIPES.get(options.draft_precision), {"projection"})
     return traced
 
 
@@ -168,23 +156,3 @@ def draft_module(head: HeadCheckpoint, options: GraphOptions) -> draft.Phase:
         made = draft.DraftGraph(draft.Head(head.config, options.opset >= 23), options.shape, size)
     made.head.one_operator = options.draft_precision == "int8"
     return made
-
-
-def _prepare(
-    traced: Any,
-    name: str,
-    functions: list[onnx.FunctionProto],
-    metadata: Mapping[str, str],
-    precision: str,
-    opset: int,
-    in_bytes: Collection[str] = (),
-) -> None:
-    passes.simplify(traced)
-    passes.fuse_projections(traced)
-    if precision in QUANTIZED:
-        fuse.fuse_layers(traced)
-        quantize.quantize_products(traced, precision, in_bytes)
-        functions = [*functions, *quantize.functions(opset), *fuse.functions(opset)]
-    # bodies of operators that the graph has; passes may have replaced some
-    used = {node.op_type for node in traced.graph}
-    passes.finish(traced, name, [body for body in functions if body.name in used], metadata)

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from jakiro_export.ops import selection
-from jakiro_export.ops import torch_operators as operators
-from jakiro_export.ops.attention import Part, additive_mask, attention, past_mask, tile_groups
+from jakiro_export.ops import registry, selection
+from jakiro_export.ops.attention import KVSegment as Part
+from jakiro_export.ops.attention import additive_mask, attention, past_mask, tile_groups
+from jakiro_export.ops.expert_dispatch import fused_expert_dispatch
+from jakiro_export.ops.rms_norm import fused_rms_norm, rms_norm
+from jakiro_export.ops.rotary import fused_rotary
+from jakiro_export.ops.tree_attention import fused_tree_attention
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Layer(nn.Module):
     def __init__(self, config: HeadConfig, fused: bool) -> None:
         super().__init__()
         c, self.config, self.fused = config, config, fused
-        self.one_operator = False  # attention as `graph.tree_attention` writes it
+        self.one_operator = False  # attention as one operator
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.fc = nn.Linear(2 * c.hidden, c.hidden, bias=c.fc_bias)
         self.q_proj = nn.Linear(c.hidden, q, bias=c.qkv_bias)
@@ -108,7 +112,7 @@ class Layer(nn.Module):
         angles = position_ids[:, :, None].float() * self.rotary.inv_freq.float()
         scaling = self.rotary.attention_scaling
         cos, sin = ((each if scaling == 1 else each * scaling).to(x.dtype) for each in (angles.cos(), angles.sin()))
-        rotate, kv = operators.rotary if self.fused else _rotary, self.config.kv_heads
+        rotate, kv = fused_rotary if self.fused else _rotary, self.config.kv_heads
         query, key = self._heads(self.q_proj(x), self.config.heads), self._heads(self.k_proj(x), kv)
         return rotate(query, cos, sin), rotate(key, cos, sin), self._heads(self.v_proj(x), kv)
 
@@ -133,12 +137,12 @@ class Layer(nn.Module):
         past, *new = parts
         key, value = torch.cat([part.key for part in new], 2), torch.cat([part.value for part in new], 2)
         visible = torch.cat([part.mask.expand(-1, query.shape[2], -1) for part in new], -1)
-        return operators.attend(query, past.key, past.value, key, value, past.mask, visible, scaling).flatten(2)
+        return fused_tree_attention(query, past.key, past.value, key, value, past.mask, visible, scaling).flatten(2)
 
     def attend(self, x: Tensor, query: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
         """Inputs [batch, rows, hidden] after attention, and the same normed, [batch * rows, hidden]."""
         x = x + self.o_proj(self._seen(query, parts))
-        return x, (operators.rms_norm if self.fused else _rms_norm)(x, self.norm, self.config.norm_eps).flatten(0, 1)
+        return x, (fused_rms_norm if self.fused else rms_norm)(x, self.norm, self.config.norm_eps).flatten(0, 1)
 
 
 class Head(Layer):
@@ -154,15 +158,10 @@ class Head(Layer):
     def features(self, x: Tensor, query: Tensor, parts: list[Part], contrast: bool) -> tuple[Tensor, Tensor]:
         """The next features (primary, contrast), both [batch, rows, hidden], of inputs [batch, rows, hidden]."""
         x, normed = self.attend(x, query, parts)
-        left, right = operators.expert_dispatch(
+        left, right = fused_expert_dispatch(
             normed, self.router(normed), self.gate_up, self.down, self.config.experts_per_token, contrast
         )  # [batch * rows, hidden]
         return x + left.view_as(x), x + right.view_as(x)
-
-
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon)
-    return normed.to(x.dtype) * weight
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -245,8 +244,8 @@ class DraftGraph(Phase):
         self.shape = shape
 
     @property
-    def _chooses(self) -> Any:
-        return operators if self.head.one_operator else selection
+    def _chooses(self) -> selection.Selection:
+        return selection.FUSED if self.head.one_operator else selection.PRIMITIVE
 
     def _candidates(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The best `top_k` next tokens after each feature: log-probabilities and tokens, both [batch, rows, top_k]."""
@@ -332,7 +331,7 @@ def trace(graph: Phase, opset: int, dtype: torch.dtype) -> Any:
             dynamo=True,
             optimize=False,
             verbose=False,
-            custom_translation_table=operators.TRANSLATIONS,
+            custom_translation_table=registry.translations(),
             opset_version=opset,
             dynamic_shapes=(
                 *(by_row, by_row, by_row, {0: batch}, {0: batch}),

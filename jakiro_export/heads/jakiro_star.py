@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jakiro_export.heads.jakiro import HeadConfig, Layer, Phase, TreeShape
-from jakiro_export.ops.attention import Part
+from jakiro_export.ops.attention import KVSegment as Part
 
 # The published tree: a node is the ranks of the candidates on the way to it.
 PATHS = tuple(

@@ -1,3 +1,3 @@
-"""Operators: schema, eager torch and ONNX body of each."""
+"""Operators, one file each: schema, eager torch form, ONNX translation and body in standard operators. `registry` lists them."""
 
-DOMAIN = "jakiro"  # of them all, in ONNX; here, so that reading a graph needs no torch
+DOMAIN = "jakiro"  # of all of them in ONNX; here, so that a graph can be read without torch

@@ -1,12 +1,12 @@
 """Attention over a read-only cache and the rows of this call, and what makes it exact.
 
-Keys and values of the past stay where they are; the call's own rows are scored beside them, and one softmax covers both. In
+Keys and values of the past stay where they are; the call's own rows are further keys, and one softmax covers both. In
 `bitwise` mode every sum that could depend on where a key sits, or on how many empty slots follow it, is made exact:
 
 - softmax numerators and probabilities are rounded to multiples of 2^-23, values to multiples of 2^-22;
 - they are summed in double. 53 bits hold any such sum for |value| < 128, so the order of summation cannot matter.
 
-A token's row is then the same, bit for bit, whether its ancestors sit in the cache or among the rows beside it.
+A token's row is then the same, bit for bit, whether its ancestors sit in the cache or among the rows of the same call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cached_values(value: Tensor, bitwise: bool) -> Tensor:
     return (value.double() + VALUE_ROUNDING) - VALUE_ROUNDING
 
 
-class Part(NamedTuple):
+class KVSegment(NamedTuple):
     """Some of the keys that a query may see: the cache, or the rows of this call."""
 
     key: Tensor  # [batch, kv_heads, slots, head_dim]
@@ -50,22 +50,22 @@ class Part(NamedTuple):
     mask: Tensor  # additive, broadcasts to [batch, kv_heads, groups * rows, slots], queries in (group, row) order
 
 
-def attention(query: Tensor, parts: Sequence[Part], scaling: float, bitwise: bool) -> Tensor:
+def attention(query: Tensor, segments: Sequence[KVSegment], scaling: float, bitwise: bool) -> Tensor:
     """Attention over keys that lie in several places, under one softmax.
 
     Args:
         query: [batch, heads, rows, head_dim]
-        parts: where the keys are
+        segments: where the keys are
         scaling: multiplies the scores
 
     Returns:
         [batch, heads, rows, head_dim]
     """
     batch, heads, rows, head_dim = query.shape
-    kv_heads = parts[0].key.shape[1]
-    # grouped queries stand side by side, so that keys are never repeated: [batch, kv_heads, groups * rows, head_dim]
+    kv_heads = segments[0].key.shape[1]
+    # grouped queries lie next to each other, so that keys are never repeated: [batch, kv_heads, groups * rows, head_dim]
     query = (query * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, head_dim)
-    scores = torch.cat([query @ part.key.transpose(2, 3) + part.mask for part in parts], dim=-1)
+    scores = torch.cat([query @ segment.key.transpose(2, 3) + segment.mask for segment in segments], dim=-1)
     if bitwise:
         numerator = (torch.exp(scores - scores.amax(-1, keepdim=True)) + 1.0) - 1.0
         total = numerator.double().sum(-1, keepdim=True).to(scores.dtype)
@@ -73,9 +73,9 @@ def attention(query: Tensor, parts: Sequence[Part], scaling: float, bitwise: boo
     else:
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     seen, start = [], 0
-    for part in parts:
-        stop = start + part.key.shape[2]
-        seen.append(weights[..., start:stop] @ part.value)
+    for segment in segments:
+        stop = start + segment.key.shape[2]
+        seen.append(weights[..., start:stop] @ segment.value)
         start = stop
     out = reduce(torch.add, seen)
     return out.to(query.dtype).reshape(batch, heads, rows, head_dim)

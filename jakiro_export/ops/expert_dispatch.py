@@ -1,8 +1,4 @@
-"""Expert dispatch: the mixture inside the head as one ONNX operator with a body in standard operators.
-
-    ExpertDispatch(x [rows, hidden], router_logits [rows, experts + 2],
-                   gate_up [experts, 2 * inner, hidden], down [experts, hidden, inner])
-        -> primary [rows, hidden], contrast [rows, hidden]
+"""Expert dispatch: the mixture of experts inside a Jakiro head.
 
 The first `experts` router logits choose and weigh the experts (softmax over the best `top_k`, ties to the lower index); the
 last two weigh experts 0 and 1 against each other in the contrast output (arXiv 2502.06282, section 3). ONNX Runtime inlines
@@ -13,48 +9,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
+import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor
 
 from jakiro_export.ops import DOMAIN
+from jakiro_export.ops.body import Body
+from jakiro_export.ops.operator import JAKIRO, VERSION, Attribute, CallSite, Example, Operand, Operator
 
 NAME = "ExpertDispatch"
-VERSION = 1
 
 
-def _schema() -> onnx.defs.OpSchema:
-    schema = onnx.defs.OpSchema
-    attribute, parameter = schema.Attribute, schema.FormalParameter
-    return schema(
-        NAME,
-        DOMAIN,
-        VERSION,
-        doc="A mixture of SwiGLU experts with a contrast output (arXiv 2502.06282).",
-        inputs=[parameter(name, "T") for name in ("x", "router_logits", "gate_up", "down")],
-        outputs=[parameter(name, "T") for name in ("primary", "contrast")],
-        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "activations and weights")],
-        attributes=[
-            attribute("top_k", onnx.defs.OpSchema.AttrType.INT, "experts used for a row"),
-            attribute("contrast", onnx.defs.OpSchema.AttrType.INT, "1 to compute the second output"),
-            attribute("plugin_namespace", helper.make_attribute("plugin_namespace", DOMAIN), "for TensorRT"),
-            attribute("plugin_version", helper.make_attribute("plugin_version", str(VERSION)), "for TensorRT"),
-        ],
-    )
-
-
-if not onnx.defs.has(NAME, DOMAIN):
-    onnx.defs.register_schema(_schema())
-
-
-def reference(
+def expert_dispatch(
     x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool
 ) -> tuple[Tensor, Tensor]:
-    """The operator in eager torch. Shapes as in the module's docstring.
+    """The mixture.
 
-    With `contrast` off nobody may read the second output; here it is zero.
+    Args:
+        x: [rows, hidden]
+        router_logits: [rows, experts + 2]
+        gate_up: [experts, 2 * inner, hidden]
+        down: [experts, hidden, inner]
+        contrast: without it nobody may read the second output; here it is zero then
+
+    Returns:
+        primary, contrast: [rows, hidden]
     """
     experts = gate_up.shape[0]
     gate, up = (x @ gate_up.transpose(1, 2)).chunk(2, -1)  # [experts, rows, inner]
@@ -74,68 +55,86 @@ def reference(
     return primary, torch.where(first, difference, -difference)
 
 
-def function(experts: int, top_k: int, opset: int, dtype: int) -> onnx.FunctionProto:
-    """The operator's body in standard ONNX operators, for one expert count and element type.
+# In a traced module: one node
+fused_expert_dispatch = torch.library.custom_op("jakiro::expert_dispatch", expert_dispatch, mutates_args=())
 
-    It always computes the contrast output; a runtime that inlines it drops what nobody reads.
 
-    Args:
-        dtype: an onnx.TensorProto element type, the activations' type
-    """
-    nodes: list[onnx.NodeProto] = []
+@fused_expert_dispatch.register_fake
+def _(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
 
-    def add(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        nodes.append(helper.make_node(op, inputs, outputs, **attributes))
 
-    def ints(name: str, *values: int) -> str:
-        add("Constant", [], [name], value_ints=list(values))
-        return name
-
-    # outputs [experts, rows, hidden]; every expert's weights are read once, for all rows
-    add("Transpose", ["gate_up"], ["gate_up_t"], perm=[0, 2, 1])
-    add("Transpose", ["down"], ["down_t"], perm=[0, 2, 1])
-    add("Unsqueeze", ["x", ints("axis0", 0)], ["x3"])
-    add("MatMul", ["x3", "gate_up_t"], ["both"])
-    add("Split", ["both"], ["gate", "up"], axis=-1, num_outputs=2)
-    add("Sigmoid", ["gate"], ["gate_sigmoid"])
-    add("Mul", ["gate", "gate_sigmoid"], ["gate_silu"])
-    add("Mul", ["gate_silu", "up"], ["inner"])
-    add("MatMul", ["inner", "down_t"], ["outputs"])
-    # weights [rows, experts]
-    add("Split", ["router_logits", ints("split", experts, 2)], ["routing", "contrast_logits"], axis=-1)
-    if top_k < experts:
-        add("TopK", ["routing", ints("k", top_k)], ["best", "best_index"], axis=-1)
-        add("Constant", [], ["lowest"], value=helper.make_tensor("lowest", dtype, [], [-65504.0]))
-        add("Shape", ["routing"], ["routing_shape"])
-        add("Expand", ["lowest", "routing_shape"], ["nothing"])
-        add("ScatterElements", ["nothing", "best_index", "best"], ["kept"], axis=-1)
-        add("Softmax", ["kept"], ["weights"], axis=-1)
-    else:
-        add("Softmax", ["routing"], ["weights"], axis=-1)
-    add("Transpose", ["weights"], ["weights_t"], perm=[1, 0])
-    add("Unsqueeze", ["weights_t", ints("last", -1)], ["weights3"])
-    add("Mul", ["weights3", "outputs"], ["weighted"])
-    add("ReduceSum", ["weighted", "axis0"], ["primary"], keepdims=0)
-    # contrast: p0 * E0 - p1 * E1, its sign turned where the second logit is not below the first
-    add("Softmax", ["contrast_logits"], ["share"], axis=-1)
-    add("Split", ["share"], ["share0", "share1"], axis=-1, num_outputs=2)
-    add("Split", ["contrast_logits"], ["logit0", "logit1"], axis=-1, num_outputs=2)
-    add("Constant", [], ["first"], value_int=0)
-    add("Constant", [], ["second"], value_int=1)
-    add("Gather", ["outputs", "first"], ["expert0"], axis=0)
-    add("Gather", ["outputs", "second"], ["expert1"], axis=0)
-    add("Mul", ["share0", "expert0"], ["left"])
-    add("Mul", ["share1", "expert1"], ["right"])
-    add("Sub", ["left", "right"], ["difference"])
-    add("Neg", ["difference"], ["negated"])
-    add("Greater", ["logit0", "logit1"], ["first_wins"])
-    add("Where", ["first_wins", "difference", "negated"], ["contrast"])
-    return helper.make_function(
-        DOMAIN,
-        NAME,
-        inputs=["x", "router_logits", "gate_up", "down"],
-        outputs=["primary", "contrast"],
-        nodes=nodes,
-        opset_imports=[helper.make_opsetid("", opset)],
-        attributes=["top_k", "contrast", "plugin_namespace", "plugin_version"],
+def _translation(x: Any, router_logits: Any, gate_up: Any, down: Any, top_k: int, contrast: bool) -> Any:
+    return JAKIRO.ExpertDispatch(
+        x, router_logits, gate_up, down, top_k=top_k, contrast=int(contrast), plugin_namespace=DOMAIN, _outputs=2
     )
+
+
+def _body(b: Body, site: CallSite) -> tuple[str, ...]:
+    """For one expert count and `top_k`. It always forms the contrast; a runtime that inlines it drops what nobody reads."""
+    experts, top_k = site.shapes["gate_up"][0], site.attributes["top_k"]
+    # [experts, rows, hidden]; every expert's weights are read once, for all rows
+    gate_up, down = b.add("Transpose", "gate_up", perm=[0, 2, 1]), b.add("Transpose", "down", perm=[0, 2, 1])
+    both = b.add("MatMul", b.add("Unsqueeze", "x", b.constant([0])), gate_up)
+    gate, up = b.add_many("Split", both, outputs=2, axis=-1, num_outputs=2)
+    silu = b.add("Mul", gate, b.add("Sigmoid", gate))
+    outputs = b.add("MatMul", b.add("Mul", silu, up), down)
+    # weights [rows, experts]
+    routing, contrast_logits = b.add_many("Split", "router_logits", b.constant([experts, 2]), outputs=2, axis=-1)
+    if top_k < experts:
+        best, index = b.add_many("TopK", routing, b.constant([top_k]), outputs=2, axis=-1)
+        lowest = b.add("Constant", value=helper.make_tensor("lowest", site.type, [], [-65504.0]))
+        none = b.add("Expand", lowest, b.add("Shape", routing))
+        routing = b.add("ScatterElements", none, index, best, axis=-1)
+    weights = b.add("Transpose", b.add("Softmax", routing, axis=-1), perm=[1, 0])
+    weighted = b.add("Mul", b.add("Unsqueeze", weights, b.constant([-1])), outputs)
+    primary = b.add("ReduceSum", weighted, b.constant([0]), keepdims=0)
+    # contrast: p0 * E0 - p1 * E1, its sign turned where the second logit is not below the first
+    share0, share1 = b.add_many("Split", b.add("Softmax", contrast_logits, axis=-1), outputs=2, axis=-1, num_outputs=2)
+    logit0, logit1 = b.add_many("Split", contrast_logits, outputs=2, axis=-1, num_outputs=2)
+    expert0, expert1 = (b.add("Gather", outputs, b.constant(n), axis=0) for n in (0, 1))
+    difference = b.add("Sub", b.add("Mul", share0, expert0), b.add("Mul", share1, expert1))
+    first_wins = b.add("Greater", logit0, logit1)
+    return primary, b.add("Where", first_wins, difference, b.add("Neg", difference))
+
+
+def _example(random: np.random.Generator) -> Example:
+    experts, rows, hidden, inner = 3, 5, 24, 20
+    inputs = {
+        "x": random.standard_normal((rows, hidden)),
+        "router_logits": random.standard_normal((rows, experts + 2)),
+        "gate_up": random.standard_normal((experts, 2 * inner, hidden)) / 5,
+        "down": random.standard_normal((experts, hidden, inner)) / 5,
+    }
+    return Example({name: value.astype(np.float32) for name, value in inputs.items()}, {"top_k": 2, "contrast": 1})
+
+
+def _eager(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, contrast: int, **_: str) -> Any:
+    return expert_dispatch(x, router_logits, gate_up, down, top_k, bool(contrast))
+
+
+OPERATORS = (
+    Operator(
+        name=NAME,
+        doc="A mixture of SwiGLU experts with a contrast output (arXiv 2502.06282).",
+        inputs=(
+            Operand("x", "T", "[rows, hidden]"),
+            Operand("router_logits", "T", "[rows, experts + 2]"),
+            Operand("gate_up", "T", "[experts, 2 * inner, hidden]"),
+            Operand("down", "T", "[experts, hidden, inner]"),
+        ),
+        outputs=(Operand("primary", "T", "[rows, hidden]"), Operand("contrast", "T", "[rows, hidden]")),
+        attributes={
+            "top_k": Attribute("int", "experts used for a row"),
+            "contrast": Attribute("int", "1 to compute the second output"),
+            "plugin_namespace": Attribute("string", "for TensorRT", DOMAIN),
+            "plugin_version": Attribute("string", "for TensorRT", str(VERSION)),
+        },
+        eager=_eager,
+        body=_body,
+        by_site=True,
+        translation=(torch.ops.jakiro.expert_dispatch.default, _translation),
+        tensorrt_plugin=True,
+        example=_example,
+    ),
+)

@@ -1,1 +1,1 @@
-"""Graph passes, from a traced graph to the one that is written."""
+"""Graph passes, one idea a file; `pipeline` says their order. No pass reads a weight: they stay recipes until written."""

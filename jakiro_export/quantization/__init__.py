@@ -1,1 +1,1 @@
-"""Number formats of weights and activations."""
+"""Number formats of weights: recipe (which tensor gets which scheme), schemes (the numbers), layouts (the bytes)."""

@@ -1,7 +1,7 @@
 """The target's graph: transformers' own modelling code, its attention and its cache replaced through the public hooks.
 
 Nothing of the model is written here. The model is built on the meta device, so tracing it costs no memory; its weights are bound
-by name afterwards (`graph.binding`).
+by name afterwards (`passes.bind`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, Cache, PreTrainedConfig
 
 from jakiro_export.errors import ExportError
-from jakiro_export.ops import torch_operators as operators
-from jakiro_export.ops.attention import Part, additive_mask, attention, cached_values, past_mask, tile_groups
+from jakiro_export.ops import registry
+from jakiro_export.ops.attention import KVSegment as Part
+from jakiro_export.ops.attention import additive_mask, attention, cached_values, past_mask, tile_groups
+from jakiro_export.ops.rms_norm import fused_rms_norm
+from jakiro_export.ops.rotary import fused_rotary
+from jakiro_export.ops.tree_attention import fused_tree_attention
 from jakiro_export.targets import repeat
 
 ATTENTION = "jakiro_two_part"
-# How attention is written: with sums in any order, with exact sums, or as one operator (`graph.tree_attention`)
+# How attention is written: with sums in any order, with exact sums, or as one operator (`ops.tree_attention`)
 Form = Literal["numerical", "bitwise", "operator"]
 KNOWN_TO_WORK = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -152,7 +156,7 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if cache.form == "operator":
         past = cache.past_keys[layer], cache.past_values[layer]  # type: ignore[index]
-        return operators.attend(query, *past, key, value, cache.past_length, cache.visible, scale), None
+        return fused_tree_attention(query, *past, key, value, cache.past_length, cache.visible, scale), None
     parts = (
         Part(cache.past_keys[layer], cache.past_values[layer], cache.past_mask),  # type: ignore[index]
         Part(key, value, attention_mask),
@@ -238,13 +242,13 @@ class _RmsNormOperator:
         self.epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return operators.rms_norm(x, self.module.weight, self.epsilon)
+        return fused_rms_norm(x, self.module.weight, self.epsilon)
 
 
 def _rotary_operator(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     half = cos.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]
-    return operators.rotary(q, cos, sin), operators.rotary(k, cos, sin)
+    return fused_rotary(q, cos, sin), fused_rotary(k, cos, sin)
 
 
 @torch.no_grad()
@@ -326,7 +330,7 @@ def _trace(graph: TargetGraph, opset: int) -> ir.Model:
             dynamo=True,
             optimize=False,
             verbose=False,
-            custom_translation_table=operators.TRANSLATIONS,
+            custom_translation_table=registry.translations(),
             opset_version=opset,
             dynamic_shapes=shapes,
             input_names=[

@@ -1,38 +1,21 @@
-"""Row-by-row int8: what is written, and that a row's result is its own."""
+"""Graphs in int8: which matmuls are, and that a row's result is its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import tiny
 from exactness import differs
-from jakiro_export.artifact.weights import Array
-from jakiro_export.passes import quantize
-from jakiro_export.quantization.int8 import Channels, ChannelScales
+from jakiro_export.ops import registry
 from jakiro_runtime import Engine
 from jakiro_runtime.backends import onnxruntime as onnxruntime_backend
 
 
-def panels(weight: object) -> np.ndarray:
-    return np.concatenate(list(weight.panels()))  # type: ignore[attr-defined]
-
-
-def test_weights_are_rounded_by_channel() -> None:
-    matrix = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
-    matrix[3] = 0
-    matrix[4] *= 1000
-    stored, scales = panels(Channels(Array(matrix))), panels(ChannelScales(Array(matrix)))
-    assert stored.dtype == np.uint8
-    back = (stored.astype(np.float32) - 128) * scales[:, None]
-    assert (np.abs(back - matrix) <= scales[:, None] * 0.5001).all()
-    assert (back[3] == 0).all()
-
-
-def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None:
+def test_every_matmul_is_in_int8_and_a_row_is_its_own(tiny_int8: Path) -> None:
     kinds = [node.op_type for node in onnx.load(tiny_int8 / "target.onnx", load_external_data=False).graph.node]
     layers = 3
     for kind, count in (
@@ -54,15 +37,17 @@ def test_every_product_is_in_bytes_and_a_row_is_its_own(tiny_int8: Path) -> None
 def test_one_scale_for_all_rows_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_target: Path, tiny_head: Path
 ) -> None:
-    by_row = quantize._function
+    by_row = registry.bodies
 
-    def for_all_rows(name: str, opset: int) -> onnx.FunctionProto:
-        body = by_row(name, opset)
-        largest = next(node for node in body.node if node.op_type == "ReduceMax")
-        del largest.input[1:]  # every axis
-        return body
+    def for_all_rows(model: ir.Model) -> list[onnx.FunctionProto]:
+        bodies = by_row(model)
+        for body in bodies:
+            if "RowInt8MatMul" in body.name:
+                largest = next(node for node in body.node if node.op_type == "ReduceMax")
+                del largest.input[1:]  # every axis
+        return bodies
 
-    monkeypatch.setattr(quantize, "_function", for_all_rows)
+    monkeypatch.setattr(registry, "bodies", for_all_rows)
     monkeypatch.setattr(onnxruntime_backend, "library", lambda: None)
     out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="int8", verify=False)
     assert differs(Engine.open(out))

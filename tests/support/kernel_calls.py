@@ -11,20 +11,17 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from jakiro_export.artifact.weights import Array
-from jakiro_export.ops import selection, tree_attention
-from jakiro_export.passes import fuse, quantize
-from jakiro_export.quantization import int4, int8
+from jakiro_export.ops import DOMAIN, registry
+from jakiro_export.ops.operator import CallSite
+from jakiro_export.quantization.hadamard import block_size, hadamard
+from jakiro_export.quantization.schemes import SCHEMES
 
 OPSET = 23
 Arrays = dict[str, np.ndarray]
 BODIES = {
-    body.name: body
-    for body in (
-        *quantize.functions(OPSET),
-        tree_attention.function(OPSET),
-        *fuse.functions(OPSET),
-        *selection.functions(OPSET),
-    )
+    operator.name: operator.function(CallSite(OPSET))
+    for operator in registry.operators().values()
+    if operator.domain == DOMAIN and operator.cpu_kernel
 }
 ATTRIBUTES = {
     "TreeAttention": {"scaling": 0.3},
@@ -72,7 +69,7 @@ def int8_call(rows: int, wide: int = 192, out: int = 80, gain: bool = False, res
     weight = random.integers(1, 256, (out // 16, wide // 4, 16, 4)).astype(np.uint8)
     x = random.standard_normal((1, rows, wide)).astype(np.float32)
     x[0, :, 5] *= 50  # an outlier
-    rotation = int8.hadamard(int8.block_of(wide))
+    rotation = hadamard(block_size(wide))
     more = {"gain": random.random(wide).astype(np.float32)} if gain else {}
     if residual:
         more["residual"] = random.standard_normal((1, rows, out)).astype(np.float32)
@@ -83,7 +80,7 @@ def int4_call(rows: int, wide: int = 192, out: int = 80, gain: bool = False, res
     """As `int8_call`, with int4 weights."""
     given = int8_call(rows, wide, out, gain, residual)
     matrix = np.random.default_rng(1).standard_normal((out, wide)).astype(np.float32)
-    weights = zip(("weight", "scales", "least"), int4.initializers(Array(matrix), "").values(), strict=True)
+    weights = zip(("weight", "scales", "mins"), SCHEMES["int4"].initializers(Array(matrix), "").values(), strict=True)
     left = {name: given[name] for name in ("gain", "residual") if name in given}
     return {"x": given["x"], **{name: np.concatenate(list(weight.panels())) for name, weight in weights}, **left}
 

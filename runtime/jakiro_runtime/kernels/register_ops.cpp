@@ -132,7 +132,7 @@ Operator int4_matmul(const char* name) {
   constexpr bool kNorm = kPrologue == Prologue::kNorm, kAdd = kEpilogue == Epilogue::kAdd;
   const jakiro::Input last{kF, kNorm ? "gain" : "residual"};
   return {table(),
-          {name, {{kF, "x"}, {ort::kUint8, "weight"}, {kH, "scales"}, {kH, "least"}, last}, size_t{4} + (kNorm || kAdd)},
+          {name, {{kF, "x"}, {ort::kUint8, "weight"}, {kH, "scales"}, {kH, "mins"}, last}, size_t{4} + (kNorm || kAdd)},
           row_matmul<Int4, kPrologue, kEpilogue>,
           kNorm ? "epsilon" : nullptr,
           Int4::prepack,

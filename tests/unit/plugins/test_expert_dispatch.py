@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import helper
 
 import plugin_library
-from jakiro_export.ops import expert_dispatch as dispatch
+from jakiro_export.ops.expert_dispatch import OPERATORS
+from jakiro_export.ops.operator import Example
+from operator_model import run
 from plugin_library import TYPES, Library, Problem
 
 all_types = pytest.mark.parametrize("type", list(TYPES))
@@ -125,30 +124,10 @@ def test_senseless_sizes_are_refused(library: Library, experts: int, top_k: int)
 
 def onnx_body(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """ONNX Runtime on the operator's function body, in float."""
-    experts, hidden, inner = problem.down.shape
-    function = dispatch.function(experts, problem.top_k, 18, onnx.TensorProto.FLOAT)
-    node = helper.make_node(
-        dispatch.NAME,
-        ["x", "router_logits", "gate_up", "down"],
-        ["primary", "contrast"],
-        domain=dispatch.DOMAIN,
-        top_k=problem.top_k,
-        contrast=int(problem.contrast),
-    )
-    shapes = {
-        "x": ["rows", hidden],
-        "router_logits": ["rows", experts + 2],
-        "gate_up": [experts, 2 * inner, hidden],
-        "down": [experts, hidden, inner],
-    }
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", hidden]) for name in ("primary", "contrast")]
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(dispatch.DOMAIN, dispatch.VERSION)]
-    model = helper.make_model(
-        helper.make_graph([node], "mixture", inputs, outputs), functions=[function], opset_imports=opsets, ir_version=9
-    )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    primary, contrast = session.run(None, {name: getattr(problem, name).astype(np.float32) for name in shapes})
+    names = ("x", "router_logits", "gate_up", "down")
+    attributes = {"top_k": problem.top_k, "contrast": int(problem.contrast)}
+    inputs = {name: getattr(problem, name).astype(np.float32) for name in names}
+    primary, contrast = run(OPERATORS[0], Example(inputs, attributes), opset=18)
     return primary, contrast
 
 

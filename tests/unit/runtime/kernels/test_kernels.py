@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from answers import plain
-from jakiro_export.quantization import int8
+from jakiro_export.quantization.hadamard import hadamard
 from jakiro_runtime import Engine, kernels
 from jakiro_runtime.backends import onnxruntime as backend
 from kernel_calls import ATTRIBUTES, BODIES, CALLS, Arrays, attention_call, batch, int4_call, int8_call, session
@@ -91,7 +91,7 @@ def test_rotation_tames_an_outlier(library: Path) -> None:
     errors = []
     for block in (64, 1):
         weight = np.random.default_rng(1).standard_normal((80, wide)).astype(np.float32)
-        rotation = int8.hadamard(block)
+        rotation = hadamard(block)
         turned = (weight.reshape(-1, block) @ rotation).reshape(weight.shape)
         scales = np.abs(turned).max(1) / 127
         stored = (np.rint(turned / scales[:, None]) + 128).astype(np.uint8)

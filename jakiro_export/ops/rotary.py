@@ -1,0 +1,58 @@
+"""Rotary position embedding: one node from opset 23 on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import opset23
+from torch import Tensor
+
+from jakiro_export.ops.operator import Example, Operand, Operator
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate halves: x [batch, heads, rows, head_dim]; cos and sin [batch, rows, head_dim / 2]."""
+    left, right = x.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+# In a traced module: one node
+fused_rotary = torch.library.custom_op("jakiro::rotary", rotary, mutates_args=())
+
+
+@fused_rotary.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _translation(x: Any, cos: Any, sin: Any) -> Any:
+    return opset23.RotaryEmbedding(x, cos, sin)
+
+
+def _example(random: np.random.Generator) -> Example:
+    angles = random.uniform(-3, 3, (2, 5, 4))
+    inputs = {"x": random.standard_normal((2, 3, 5, 8)), "cos": np.cos(angles), "sin": np.sin(angles)}
+    return Example({name: value.astype(np.float32) for name, value in inputs.items()}, {})
+
+
+_ANGLES = "[batch, rows, head_dim / 2]"
+OPERATORS = (
+    Operator(
+        name="RotaryEmbedding",
+        domain="",
+        doc="Rotary position embedding of halves.",
+        inputs=(
+            Operand("x", "T", "[batch, heads, rows, head_dim]"),
+            Operand("cos", "T", _ANGLES),
+            Operand("sin", "T", _ANGLES),
+        ),
+        outputs=(Operand("y", "T", "[batch, heads, rows, head_dim]"),),
+        opset=23,
+        eager=rotary,
+        translation=(torch.ops.jakiro.rotary.default, _translation),
+        example=_example,
+    ),
+)

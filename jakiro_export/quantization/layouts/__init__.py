@@ -1,0 +1,1 @@
+"""Layouts: how a scheme's numbers lie in memory, for whoever multiplies with them."""
