@@ -4,6 +4,7 @@
 # make test   from nothing: lint, types, all tests
 # make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
 # make lint   ruff, mypy and clang-format alone
+# make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
 # make clean  remove what the targets above made
 
 PYTHON ?= python3
@@ -35,7 +36,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-gpu lint clean
+.PHONY: demo bench test test-fast test-gpu lint vectors clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -62,6 +63,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+vectors: $(VENV)/.installed
+	@$(BIN)/python tests/support/vectors.py
 
 $(ENGINE)/engine.json: $(VENV)/.installed $(HEAD) $(SOURCES)
 	@$(BIN)/jakiro-export --draft smollm2-135m --target smollm2-135m --out $(ENGINE) $(EXPORT_FLAGS)
