@@ -24,22 +24,37 @@ def imports(file: Path) -> set[str]:
     return found
 
 
+ALLOWED = {*sys.stdlib_module_names, "jakiro_runtime", "numpy", "tokenizers", "jinja2"}
+OPTIONAL = {  # by folder or file below jakiro_runtime, the first that fits
+    "cli.py": {"click"},
+    "sampling/grammar": {"llguidance"},
+    "backends": {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"},
+}
+BACKENDS = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
+
+
 def test_the_runtime_needs_numpy_tokenizers_and_one_backend() -> None:
-    allowed = {*sys.stdlib_module_names, "jakiro_runtime", "numpy", "tokenizers", "jinja2"}
-    optional = {"cli.py": {"click"}, "grammar.py": {"llguidance"}}
-    for file in sorted(RUNTIME.glob("*.py")):
-        assert imports(file) <= allowed | optional.get(file.name, set()), file
-    for file in sorted((RUNTIME / "backend").glob("*.py")):
-        backend = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
-        assert imports(file) <= allowed | backend, file
-    peers = {"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai", "llama_cpp"}
-    for file in sorted((RUNTIME / "bench").glob("*.py")):
-        assert imports(file) <= allowed | peers | {"click", "rich"}, file
+    for file in sorted(RUNTIME.rglob("*.py")):
+        name = file.relative_to(RUNTIME).as_posix()
+        optional = next((packages for place, packages in OPTIONAL.items() if name.startswith(place)), set())
+        assert imports(file) <= ALLOWED | optional, name
 
 
 def test_nothing_else_in_the_runtime_knows_a_backend() -> None:
-    for file in RUNTIME.glob("*.py"):
-        assert not imports(file) & {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}, file
+    for file in RUNTIME.rglob("*.py"):
+        assert file.is_relative_to(RUNTIME / "backends") or not imports(file) & BACKENDS, file
+
+
+def test_the_benchmark_needs_what_it_compares_with_and_no_exporter() -> None:
+    peers = {"onnxruntime", "onnxruntime_genai", "openvino", "openvino_genai", "llama_cpp"}
+    for file in sorted((ROOT / "runtime" / "jakiro_bench").rglob("*.py")):
+        assert imports(file) <= ALLOWED | peers | {"jakiro_bench", "click", "rich"}, file
+
+
+def test_no_import_is_for_type_checking_alone() -> None:
+    for folder in ("runtime", "jakiro_export"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert "TYPE_CHECKING" not in file.read_text(), file
 
 
 def test_importing_the_runtime_is_quick_and_pulls_in_nothing_heavy() -> None:
