@@ -28,8 +28,18 @@ hypothesis.settings.load_profile("here")
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="also what is marked exhaustive: every precision of SmolLM2, every RTX target"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files go to the workers as wholes (pytest -n 2), the longest first."""
+    """Files go to the workers as wholes (pytest -n 2), the longest first; without --all nothing exhaustive runs."""
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     longest = ("smollm2", "test_ahead_of_time", "test_export", "test_device_code", "test_kernels", "test_cli")
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in str(item.path)), len(longest)))
 

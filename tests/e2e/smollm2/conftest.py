@@ -31,42 +31,25 @@ def export(out: Path, *more: str) -> str:
     return done.stderr
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The engine directory, and what the command said."""
-    out = tmp_path_factory.mktemp("smollm2") / "engine"
-    return out, export(out)
+OPTIONS = {
+    "fp32": [],
+    "int8": ["--precision", "int8", "--depth", "3", "--top-k", "4", "--nodes", "10"],
+    "int4": ["--precision", "int4", "--depth", "2", "--top-k", "4", "--nodes", "7"],
+}
+PRECISIONS = ["fp32", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("int8", "int4"))]
+"""One precision a run: transformers says what fp32 must; the demo of the README's test runs int4."""
 
 
-@pytest.fixture(scope="session")
-def exported_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in int8, with a small tree."""
-    out = tmp_path_factory.mktemp("smollm2-int8") / "engine"
-    export(out, "--precision", "int8", "--depth", "3", "--top-k", "4", "--nodes", "10")
-    return out
-
-
-@pytest.fixture(scope="session")
-def exported_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """And in int4."""
-    out = tmp_path_factory.mktemp("smollm2-int4") / "engine"
-    export(out, "--precision", "int4", "--depth", "2", "--top-k", "4", "--nodes", "7", "--draft-vocab", "8192")
-    return out
+@pytest.fixture(scope="session", params=PRECISIONS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An engine directory in each precision, and what the command said."""
+    out = tmp_path_factory.mktemp("smollm2") / str(request.param)
+    return out, export(out, *OPTIONS[request.param])
 
 
 @pytest.fixture(scope="session")
 def smollm2(exported: tuple[Path, str]) -> Engine:
     return Engine.open(exported[0])
-
-
-@pytest.fixture(scope="session")
-def smollm2_int8(exported_int8: Path) -> Engine:
-    return Engine.open(exported_int8)
-
-
-@pytest.fixture(scope="session")
-def smollm2_int4(exported_int4: Path) -> Engine:
-    return Engine.open(exported_int4)
 
 
 @pytest.fixture(scope="session")

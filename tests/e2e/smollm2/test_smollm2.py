@@ -48,11 +48,14 @@ def test_speculation_changes_nothing_and_pays(smollm2: Engine, chats: list[list[
         found = run(smollm2.session(chunk=37), prompt, 64)
         assert (found.tokens, found.text, found.finish_reason) == (expected.tokens, expected.text, expected.finish_reason)
         rounds += found.stats.rounds
-        tokens += sum(found.stats.accepted) + found.stats.rounds
-    assert tokens / rounds > 1.9, "the shipped head is not what it was"
+        tokens += len(found.tokens) - 1
+    full = smollm2.manifest.draft.nodes >= 31
+    assert tokens / rounds > (1.9 if full else 1.3), "the shipped head is not what it was"
 
 
 def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], plain: list[GenerationResult]) -> None:
+    if smollm2.manifest.precision["target"] != "fp32":
+        pytest.skip("rounded weights and activations give other tokens at near ties; the export's checks bound that")
     model = load_target(locate("smollm2-135m", "target"), "smollm2-135m").model()
     for prompt, ours in zip(chats, plain, strict=True):
         theirs = model.generate(  # type: ignore[operator]
@@ -69,22 +72,25 @@ def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], pla
             assert gap < 1e-3, f"token {place}: logits {gap} apart is no tie"
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0.7, top_p=0.95, seed=8), Sampling(temperature=1.0, logprobs=2)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_p=0.95, seed=8),
+        Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=5),
+        Sampling(temperature=1.0, logprobs=2),
+    ],
+)
 def test_sampled_too(smollm2: Engine, chats: list[list[int]], sampling: Sampling) -> None:
     for prompt in chats[:3]:
         expected = run(smollm2.session(speculate=False), prompt, 40, sampling=sampling)
-        for nodes in (None, 9):
+        for nodes in (None, 5):
             found = run(smollm2.session(nodes=nodes), prompt, 40, sampling=sampling)
             assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
-    request: pytest.FixtureRequest, chats: list[list[int]], precision: str
-) -> None:
+def test_two_thousand_tokens_and_other_threads_to_the_last_bit(exported: tuple[Path, str], chats: list[list[int]]) -> None:
     """The cache grows through several capacities; log-probabilities are compared bit for bit."""
-    folder = request.getfixturevalue("exported")[0] if precision == "fp32" else request.getfixturevalue(f"exported_{precision}")
-    most, one = Engine.open(folder, threads=2), Engine.open(folder, threads=1)
+    most, one = Engine.open(exported[0], threads=2), Engine.open(exported[0], threads=1)
     assert most.manifest.bitwise
     long = [token for chat in chats for token in chat[:-3]]
     long = (long * (2000 // len(long) + 1))[:1940] + chats[0]
@@ -95,29 +101,12 @@ def test_two_thousand_tokens_and_other_threads_to_the_last_bit(
         assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=5)])
-def test_quantised_engines_are_exact_too(
-    request: pytest.FixtureRequest, chats: list[list[int]], sampling: Sampling, precision: str
-) -> None:
-    engine: Engine = request.getfixturevalue(f"smollm2_{precision}")
-    rounds = tokens = 0
-    for prompt in chats:
-        expected = run(engine.session(speculate=False), prompt, 48, sampling=sampling)
-        found = run(engine.session(chunk=50), prompt, 48, sampling=sampling)
-        assert found.tokens == expected.tokens
-        rounds, tokens = rounds + found.stats.rounds, tokens + len(found.tokens)
-    assert tokens / rounds > 1.3
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_structured_output(request: pytest.FixtureRequest, precision: str) -> None:
-    engine: Engine = request.getfixturevalue("smollm2" if precision == "fp32" else "smollm2_int8")
-    grammar = engine.grammar(json_schema=PERSON)
-    prompt = engine.chat_prompt([{"role": "user", "content": "Invent a person and describe them in JSON."}])
+def test_structured_output(smollm2: Engine) -> None:
+    grammar = smollm2.grammar(json_schema=PERSON)
+    prompt = smollm2.chat_prompt([{"role": "user", "content": "Invent a person and describe them in JSON."}])
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=2)):
-        expected = run(engine.session(speculate=False), prompt, 80, sampling=sampling, grammar=grammar)
-        assert run(engine.session(), prompt, 80, sampling=sampling, grammar=grammar).tokens == expected.tokens
+        expected = run(smollm2.session(speculate=False), prompt, 80, sampling=sampling, grammar=grammar)
+        assert run(smollm2.session(), prompt, 80, sampling=sampling, grammar=grammar).tokens == expected.tokens
         if expected.finish_reason == "eos":
             person = json.loads(expected.text)
             assert list(person) == ["name", "age", "city"]
@@ -125,6 +114,9 @@ def test_structured_output(request: pytest.FixtureRequest, precision: str) -> No
 
 
 def test_the_host_takes_no_time_to_speak_of(smollm2: Engine, chats: list[list[int]]) -> None:
+    most = 0.05 if smollm2.manifest.precision["target"] == "fp32" else 0.15  # rounds of int4 are a fifth as long
     session = smollm2.session()
     run(session, chats[1], 8)
-    assert run(session, chats[0], 64).stats.as_dict()["host_share"] < 0.05
+    assert run(session, chats[0], 64).stats.as_dict()["host_share"] < (
+        0.05 if smollm2.manifest.precision["target"] == "fp32" else 0.15
+    )
