@@ -117,6 +117,4 @@ def test_the_host_takes_no_time_to_speak_of(smollm2: Engine, chats: list[list[in
     most = 0.05 if smollm2.manifest.precision["target"] == "fp32" else 0.15  # rounds of int4 are a fifth as long
     session = smollm2.session()
     run(session, chats[1], 8)
-    assert run(session, chats[0], 64).stats.as_dict()["host_share"] < (
-        0.05 if smollm2.manifest.precision["target"] == "fp32" else 0.15
-    )
+    assert run(session, chats[0], 64).stats.as_dict()["host_share"] < most
