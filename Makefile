@@ -2,6 +2,7 @@
 # make bench  the same engine with and without speculation: speed, acceptance, cost; out/bench.json and out/bench.html; and what
 #             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
+# make test-pythons  the fast tests on Python 3.10, 3.12 and 3.13 too
 # make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
 # make lint   ruff, mypy and clang-format alone
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
@@ -36,7 +37,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-gpu lint vectors clean
+.PHONY: demo bench test test-fast test-only test-pythons test-gpu lint vectors clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -50,6 +51,17 @@ test: lint
 	$(TEST)
 
 test-fast: lint
+	$(TEST) -m "not slow"
+
+# Other Pythons: a virtual environment each, and the fast tests in it
+PYTHONS ?= python3.10 python3.12 python3.13
+test-pythons:
+	@for python in $(PYTHONS); do \
+	  echo "== $$($$python --version)" && \
+	  $(MAKE) --no-print-directory VENV=.venv-$$python PYTHON=$$python test-only || exit 1; \
+	done
+
+test-only: $(VENV)/.installed
 	$(TEST) -m "not slow"
 
 test-gpu:
