@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from jakiro_export.artifact.weights import Transposed, stacked
-from jakiro_export.passes.editing import add_initializer, add_int_constant, drop_unused_initializers, lazy_weight
+from jakiro_export.passes.editing import add_initializer, add_int_constant, drop_unused_initializers, lazy_weight, replace
 
 
 def fuse_projections(model: ir.Model) -> None:
@@ -29,9 +29,7 @@ def fuse_projections(model: ir.Model) -> None:
         split = ir.node("Split", [matmul.outputs[0], sizes], attributes={"axis": -1}, num_outputs=len(nodes))
         graph.insert_before(nodes[0], [matmul, split])
         for node, output in zip(nodes, split.outputs, strict=True):
-            output.shape, output.type, output.name = node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name
-            node.outputs[0].replace_all_uses_with(output)
-            node.outputs[0].name = None
+            replace(node.outputs[0], output)
             graph.remove(node, safe=True)
     drop_unused_initializers(model)
     common.NameFixPass()(model)

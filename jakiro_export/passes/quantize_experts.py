@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from jakiro_export.artifact.weights import Reshaped, Stacked
 from jakiro_export.ops import DOMAIN, expert_dispatch, mix_experts, swiglu
-from jakiro_export.passes.editing import drop_unused_initializers, lazy_weight
+from jakiro_export.passes.editing import drop_unused_initializers, lazy_weight, replace
 from jakiro_export.passes.quantize_matmuls import quantized_matmul
 from jakiro_export.quantization.layouts.cpu_tiles import OUTPUTS
 from jakiro_export.quantization.recipe import Recipe
@@ -55,6 +55,5 @@ def _quantize(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
     made = add(ir.node(mix_experts.NAME, [router_logits, *results], domain=DOMAIN, num_outputs=2))
     model.graph.insert_before(node, nodes)
     for output, new in zip(node.outputs, made, strict=True):
-        new.shape, new.type = output.shape, output.type
-        output.replace_all_uses_with(new)
+        replace(output, new)
     model.graph.remove(node, safe=True)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from jakiro_export.artifact.weights import Transposed, Weight
-from jakiro_export.passes.editing import add_initializer, drop_unused_initializers, lazy_weight
+from jakiro_export.passes.editing import add_initializer, drop_unused_initializers, lazy_weight, replace
 from jakiro_export.quantization.recipe import Recipe
 from jakiro_export.quantization.scheme import Scheme
 
@@ -31,15 +31,11 @@ def quantize_matmuls(model: ir.Model, recipe: Recipe, logits: Collection[str] = 
         scheme = recipe.scheme(name.removesuffix(".T"), matrix.shape, logits)
         if scheme is None:
             continue
-        if output in graph.outputs:
-            raise NotImplementedError("a matmul that is an output of the graph")
         nodes = quantized_matmul(model, scheme, data, matrix, name)
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             nodes.append(ir.node("Add", [nodes[-1].outputs[0], node.inputs[2]]))
         graph.insert_before(node, nodes)
-        result = nodes[-1].outputs[0]
-        result.shape, result.type = output.shape, output.type
-        output.replace_all_uses_with(result)
+        replace(output, nodes[-1].outputs[0])
         graph.remove(node, safe=True)
     drop_unused_initializers(model)
     common.NameFixPass()(model)
