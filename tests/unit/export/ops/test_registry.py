@@ -16,6 +16,7 @@ from jakiro_export.errors import ExportError
 from jakiro_export.ops import DOMAIN, registry
 from jakiro_export.ops.body import Body
 from jakiro_export.ops.operator import CallSite, Example, Operand, Operator
+from jakiro_export.ops.row_matmul import FORMS
 from jakiro_runtime import kernels
 from operator_definitions import DEFINITIONS
 from operator_model import call_site, eager, one_node, run, session
@@ -91,10 +92,23 @@ def test_the_runtime_has_a_kernel_where_the_registry_says_so(name: str) -> None:
             session(alone, library)
 
 
+REGISTRATION = (ROOT / "runtime/jakiro_runtime/kernels/register_ops.cpp").read_text()
+
+
 def test_every_kernel_is_of_a_registered_operator() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "runtime/jakiro_runtime/kernels").glob("register*.cpp"))
-    named = set(re.findall(r'"([A-Z][A-Za-z0-9]+)"', sources))
+    named = set(re.findall(r'"([A-Z][A-Za-z0-9]+)"', REGISTRATION))
     assert {name for name, each in OWN.items() if each.cpu_kernel} == named
+
+
+def test_kernels_name_inputs_as_the_registry_does() -> None:
+    """Their messages do: "RowInt8MatMul: scales has ..."."""
+    entries = re.findall(r'\{(?:"(\w+)"|name),\s*\{((?:\{[^{}]*\},?\s*)+(?:last)?)\},', REGISTRATION)
+    found = {name: re.findall(r'"(\w+)"', inputs) for name, inputs in entries if name}
+    matmuls = [re.findall(r'"(\w+)"', inputs) for name, inputs in entries if not name]
+    found.update(zip(("RowInt8MatMul", "RowInt4MatMul"), matmuls, strict=True))
+    forms = {f"{before}{name}{after}" for name in ("RowInt8MatMul", "RowInt4MatMul") for before, after in FORMS} - set(found)
+    kernels_of = {name: each for name, each in OWN.items() if each.cpu_kernel and name not in forms}
+    assert found == {name: [operand.name for operand in each.inputs] for name, each in kernels_of.items()}
 
 
 def test_every_plugin_is_of_a_registered_operator() -> None:
@@ -104,8 +118,7 @@ def test_every_plugin_is_of_a_registered_operator() -> None:
 
 
 def test_kernels_and_plugins_have_the_domain_of_the_exporter() -> None:
-    (kernel,) = (path.read_text() for path in (ROOT / "runtime/jakiro_runtime/kernels").glob("register*.cpp"))
-    assert f'"{DOMAIN}"' in kernel
+    assert f'"{DOMAIN}"' in REGISTRATION
     assert any(f'"{DOMAIN}"' in path.read_text() for path in (ROOT / "plugins/plugin").iterdir())
 
 
