@@ -110,7 +110,7 @@ def choose(
         most_top_k: the tokens that the head may propose
         fixed: the head has a tree of its own; only the number of nodes is chosen, round by round
     """
-    others = machine.Others()
+    others = machine.OtherLoad()
     engine = write(start)
     texts = answers(engine, _ANSWERS, _NEW_TOKENS)
     if not texts:

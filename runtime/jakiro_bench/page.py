@@ -1,4 +1,4 @@
-"""One self-contained page: no script, nothing fetched. Whatever comes from files is escaped."""
+"""The report as one self-contained HTML page: no script, nothing fetched, every text of a file escaped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page(data: dict[str, Any]) -> str:
         _section("Acceptance by rank", _by_rank(detail["acceptance"]["by_rank"])),
         _section("Cost of a target pass by rows", _by_rows(detail.get("cost_by_rows"))),
         _section("Time per round", _per_round(detail)),
-        _section("Peers", _peers(detail)),
+        _section("Other runtimes", _peers(detail)),
         _section("Every prompt", _table(detail["prompts"])),
         _section("Machine and settings", _settings({**machine, **settings})),
     ]
@@ -81,7 +81,7 @@ def _by_prompt(prompts: Sequence[dict[str, Any]]) -> str:
 
 def _by_depth(acceptance: dict[str, Any]) -> str:
     depths = acceptance["by_depth"]
-    series = {"of all rounds": depths, "of rounds that came to the depth before": acceptance["given_the_one_before"]}
+    series = {"of all rounds": depths, "of rounds that reached the depth before": acceptance["given_the_one_before"]}
     return svg.bars([str(number) for number in range(1, len(depths) + 1)], series, "share") if depths else ""
 
 

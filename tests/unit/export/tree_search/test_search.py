@@ -178,7 +178,7 @@ def test_a_busy_machine_is_noticed_and_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert "30 %" in replace(plan, measured={"others": 0.3}).summary()
     seconds = iter([(100.0, 50.0, 5.0), (120.0, 66.0, 11.0)])  # of 20 seconds 16 were busy, 6 of them ours
     monkeypatch.setattr(machine, "_processor_seconds", lambda: next(seconds))
-    assert machine.Others().share() == 0.5
+    assert machine.OtherLoad().share() == 0.5
 
 
 def test_measuring_for_a_gpu_on_a_cpu_is_refused(tmp_path: Path) -> None:
