@@ -20,7 +20,7 @@ def show(data: dict[str, Any], console: Console) -> None:
     if data["detail"].get("host_profile"):
         console.print(_profile(data["detail"]["host_profile"]))
     if data["detail"].get("peers"):
-        console.print(_peers(data["detail"]["peers"]))
+        console.print(_baselines(data["detail"]["peers"]))
     for line in sentences(data):
         console.print(escape(line), highlight=False, soft_wrap=True)
 
@@ -58,7 +58,7 @@ def sentences(data: dict[str, Any]) -> list[str]:
             f"speed-up {alone['speedup']:.2f}x, tau {alone['tau']:.2f}."
         )
     if between := detail["tau_interval"]:
-        lines.append("Other such prompts: tau {:.2f} to {:.2f} in 95 % of cases, by drawing these anew.".format(*between))
+        lines.append("95 % interval of tau, by resampling the prompts: {:.2f} to {:.2f}.".format(*between))
     answers = f"{detail['answers']} answers, {data['settings']['repeats']} repeats"
     lines.append(f"speed-up {data['speedup']:.2f}x, tau {data['tau']:.2f}, {answers}")
     if data["identical"]:
@@ -146,7 +146,7 @@ def _profile(profile: dict[str, Any]) -> Table:
     return table
 
 
-def _peers(peers: dict[str, dict[str, Any]]) -> Table:
+def _baselines(peers: dict[str, dict[str, Any]]) -> Table:
     table = _table("Other runtimes", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain", "tokens", "like ours")
     for name, measured in peers.items():
         ratios = [f"{measured[key]:.2f}x" for key in ("speculative_ratio", "plain_ratio")]
