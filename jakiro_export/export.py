@@ -25,9 +25,11 @@ from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.graphs import GraphOptions, draft_graph, draft_token_map, target_graph, tree_shape
 from jakiro_export.heads.jakiro import TreeShape
 from jakiro_export.report import Report
-from jakiro_export.tree_search.search import Given, choose
-from jakiro_export.tree_search.trees import Phase, torch_phase
+from jakiro_export.tree_search.choose import choose_tree
+from jakiro_export.tree_search.shapes import TreeConstraints
+from jakiro_export.tree_search.traces import DraftCall, torch_draft
 from jakiro_export.verification.verify import Check, check_target, check_text, load_draft
+from jakiro_runtime import contract as graph_contract
 from jakiro_runtime.backends.onnxruntime import open_graph
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.engine import Engine
@@ -54,7 +56,7 @@ class ExportOptions:
     graphs: GraphOptions
     max_context: int | None
     verify: bool
-    auto: Given | None = None
+    auto: TreeConstraints | None = None
 
 
 def export(options: ExportOptions, report: Report) -> list[Check]:
@@ -268,12 +270,13 @@ def _choose_tree(
         eos = frozenset(manifest.model.eos_token_ids)
         return Engine(Bundle(replace(manifest, draft=draft), opened, open_graph(folder / "draft.onnx"), tokenizer, template, eos))
 
-    def eager(shape: TreeShape) -> Phase:
-        sizes = (head.config.kv_heads, head.config.head_dim, shape.depth + 1)
-        return torch_phase(load_draft(head, target, of(shape).graphs), *sizes)
+    def eager(shape: TreeShape) -> DraftCall:
+        config = head.config
+        contract = graph_contract.draft(config.kv_heads, config.head_dim, config.hidden, shape.nodes)
+        return torch_draft(load_draft(head, target, of(shape).graphs), contract, shape.depth + 1)
 
     proposed = manifest.draft.draft_vocab or manifest.model.vocab_size
-    shape, plan = choose(write, eager, written, options.auto, proposed, head.config.star)
+    shape, plan = choose_tree(write, eager, written, options.auto, proposed, searchable=not head.config.star)
     place = machine.describe(None)
     return of(shape), replace(plan, measured={"cpu": place["cpu"], "threads": place["threads"], **plan.measured})
 

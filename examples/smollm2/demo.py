@@ -17,10 +17,10 @@ REPEATS = 5
 def answer(session: Session, prompt: list[int], limit: int, show: bool) -> list[int]:
     """Generate an answer, showing it as it comes."""
     tokens: list[int] = []
-    for event in session.generate(prompt, limit):
-        tokens += event.tokens
+    for chunk in session.generate(prompt, limit):
+        tokens += chunk.tokens
         if show:
-            print(event.text, end="", flush=True)
+            print(chunk.text, end="", flush=True)
     return tokens
 
 
@@ -41,7 +41,7 @@ def main(engine: Path, prompt: str, max_new_tokens: int) -> None:
                 session.reset()
         console.print(f"[bold]{prompt}[/bold]\n")
         fast, slow, taken = [], [], []
-        for turn in range(REPEATS):  # taking turns; the fastest of each counts, the machine may be busy
+        for turn in range(REPEATS):  # in turns; the fastest of each counts, the machine may be busy
             fast.append(answer(speculative, ids, max_new_tokens, show=turn == 0))
             if turn == 0:
                 print("\n")

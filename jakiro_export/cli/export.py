@@ -91,7 +91,7 @@ def _run(
     from jakiro_export.graphs import QUANTIZED, GraphOptions
     from jakiro_export.heads.jakiro import TreeShape
     from jakiro_export.report import Report
-    from jakiro_export.tree_search.search import Given, widest
+    from jakiro_export.tree_search.shapes import TreeConstraints, widest
 
     halves = ("fp16", "bf16")
     if equality == "bitwise" and precision in halves:
@@ -103,7 +103,7 @@ def _run(
     bitwise = (equality or ("numerical" if precision in halves else "bitwise")) == "bitwise"
     if precision == "bf16" and rest["verify"]:
         raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
-    given = Given(depth, top_k, nodes)
+    given = TreeConstraints(depth, top_k, nodes)
     if tree == "auto":
         if precision in halves:
             raise UsageError(

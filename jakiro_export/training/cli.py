@@ -1,10 +1,4 @@
-"""Train a Jakiro head for a target: self-generated text, the target's features of it, a head that predicts them.
-
-    python train_head.py --target smollm2-135m --hours 1 --out my-head/
-    jakiro-export --target smollm2-135m --draft my-head/ --out out/mine
-
-Everything is kept in the work folder as it is made; the same command continues where an interrupted one stopped.
-"""
+"""Command line of `jakiro-train`: self-generated text, the target's features of it, a head that predicts them."""
 
 from __future__ import annotations
 
@@ -21,13 +15,14 @@ import torch
 
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
-from jakiro_export.training.console import CONSOLE, bar, in_work, say
+from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.init_checkpoint import loaded
 from jakiro_export.training.model import TrainedHead
 from jakiro_export.training.publish import publish
+from jakiro_export.training.settings import Settings
 from jakiro_export.training.shape import published_config, shape_of
-from jakiro_export.training.sources import generated, given, matrices
-from jakiro_export.training.trainer import Settings, Trainer
+from jakiro_export.training.sources import generate_text, matrices, read_text
+from jakiro_export.training.trainer import Trainer
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -42,7 +37,7 @@ from jakiro_export.training.trainer import Settings, Trainer
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
               "before it asks itself. May be given more than once.")  # fmt: skip
-@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has side by side.")
+@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has at once.")
 @click.option("--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a part of the text.")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Training time.")
 @click.option("--steps", type=click.IntRange(1), default=None, help="Training steps instead of --hours: with the same "
@@ -66,7 +61,15 @@ from jakiro_export.training.trainer import Settings, Trainer
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT.work",
               help="Where text, features and state are kept.")  # fmt: skip
 def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:
-    """Train a Jakiro head for a target, on its own text, in the published checkpoint format."""
+    """Train a Jakiro head for a target, on the target's own text, in the published checkpoint format.
+
+    Everything is kept in the work folder as it is made; the same command continues where an interrupted one stopped.
+
+    \b
+    Example:
+      jakiro-train --target smollm2-135m --hours 1 --out my-head/
+      jakiro-export --target smollm2-135m --draft my-head/ --out out/mine
+    """
     work = work or out.with_name(out.name + ".work")
     with in_work(work):
         _run(target, out, data, work, **options)
@@ -95,8 +98,8 @@ def _run(
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     if tokens:
-        data = (*data, generated(target, work, tokens, slots, settings.seed, prompts))
-    text = given(target, data, work, max_tokens, settings.held_out)
+        data = (*data, generate_text(target, work, tokens, slots, settings.seed, prompts))
+    text = read_text(target, data, work, max_tokens, settings.held_out)
     if len(text.tokens) < 2:
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
     total, shape = int(text.lengths.sum()), shape_of(target.config, inner)
@@ -111,9 +114,9 @@ def _run(
         + (f"; continuing at step {trainer.step}" if resumed else "")
     )
     with bar("Training", 1.0) as advance:
-        trainer.run(every, say, advance)
+        trainer.run(every, log, advance)
     about = {"conversations": len(text.tokens), "tokens": total}
-    publish(out, trainer, published_config(target.config, shape), about, trained_on=trainer.by_heart())
+    publish(out, trainer, published_config(target.config, shape), about, trained_on=trainer.train_accuracy())
     CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
 
 

@@ -1,9 +1,4 @@
-"""Train several heads on the same text for the same number of steps, and say what each thing that differs was worth.
-
-    python compare.py --target smollm2-135m --data conversations.jsonl --steps 400 --variants eagle2,noise=0.2 --out out/compared
-
-Finished heads are kept, an interrupted one continues; more variants may be asked for later.
-"""
+"""Comparison of training variants: `python -m jakiro_export.training.compare`. Heads on the same text for as many steps."""
 
 from __future__ import annotations
 
@@ -24,20 +19,23 @@ import torch
 
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
-from jakiro_export.training.console import CONSOLE, bar, in_work, say
+from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.features import Text
 from jakiro_export.training.heldout import HeldOut, Measure
 from jakiro_export.training.model import TrainedHead
 from jakiro_export.training.publish import publish
+from jakiro_export.training.settings import Settings
 from jakiro_export.training.shape import published_config, shape_of
-from jakiro_export.training.sources import given, matrices
+from jakiro_export.training.sources import matrices, read_text
 from jakiro_export.training.table import Result, write
-from jakiro_export.training.trainer import Settings, Trainer
+from jakiro_export.training.trainer import Trainer
 from jakiro_export.training.variants import AXES, Plan, plans
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--target", "-t", required=True, metavar="T", help="The target, as train_head.py takes it.")
+@click.command(
+    "python -m jakiro_export.training.compare", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
+@click.option("--target", "-t", required=True, metavar="T", help="The target, as jakiro-train takes it.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, required=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
 @click.option(
@@ -54,9 +52,12 @@ from jakiro_export.training.variants import AXES, Plan, plans
 @click.option("--depths", type=click.IntRange(1, 8), default=Settings.depths, help="Depths to measure.")
 @click.option("--seed", type=int, default=0)
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT/work",
-              help="Where features are kept, train_head.py's --work for one.")  # fmt: skip
+              help="Where features are kept, jakiro-train's --work for one.")  # fmt: skip
 def main(target: str, data: tuple[Path, ...], out: Path, work: Path | None, **options: Any) -> None:
-    """Train variants of a head at equal data, steps and seed, and compare them on held-out text."""
+    """Train variants of a head at equal data, steps and seed, and compare them on held-out text.
+
+    Finished heads are kept, an interrupted one continues; more variants may be asked for later.
+    """
     work = work or out / "work"
     with in_work(work):
         _run(target, data, out, work, **options)
@@ -68,22 +69,21 @@ def _run(
     settings = Settings(hours=None, **options)
     wanted = plans(Plan(settings, width), variants.split(","))
     target = load_target(locate(name, "target"), name)
-    text = given(target, data, work, max_tokens, settings.held_out)
-    bench = Bench(name, target.config, text, *matrices(target), out)
+    text = read_text(target, data, work, max_tokens, settings.held_out)
+    comparison = Comparison(name, target.config, text, *matrices(target), out)
     results: dict[str, Result] = {}
     for title, plan in wanted.items():
-        results[title] = bench.result(title, plan)
-        write(out, results, bench.about)
+        results[title] = comparison.result(title, plan)
+        write(out, results, comparison.about)
     CONSOLE.print((out / "comparison.md").read_text())
 
 
-class Bench:
+class Comparison:
     """What all heads share: the target's matrices, the text, what is held out of it, and where results are kept."""
 
     def __init__(self, name: str, config: Any, text: Text, embedding: torch.Tensor, projection: torch.Tensor, out: Path) -> None:
-        text = text.part(
-            int(text.lengths.sum()), Settings.held_out
-        )  # what is held out comes first now, in every part of the text
+        # what is held out comes first then, in every part of the text
+        text = text.part(int(text.lengths.sum()), Settings.held_out)
         self.config, self.text, self.embedding, self.projection, self.out = config, text, embedding, projection, out
         self.held = HeldOut(text, text.held_out(Settings.held_out), projection)
         self.about = {
@@ -92,13 +92,10 @@ class Bench:
         }  # fmt: skip
 
     def result(self, title: str, plan: Plan) -> Result:
-        """A head's figures, from an earlier run of the same plan or from training it now."""
+        """A head's metrics, from an earlier run of the same plan or from training it now."""
         folder, text = self.out / title, self._text(plan.data)
-        same = {
-            "plan": asdict(plan),
-            "tokens": int(text.lengths[len(self.held.numbers) :].sum()),
-            "conversations": len(text.tokens),
-        }
+        tokens = int(text.lengths[len(self.held.numbers) :].sum())
+        same = {"plan": asdict(plan), "tokens": tokens, "conversations": len(text.tokens)}
         kept, done = folder / "plan.json", folder / "result.json"
         if not kept.is_file() or json.loads(kept.read_text()) != same:
             shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +104,7 @@ class Bench:
         if not done.is_file():
             self._train(title, plan, text, folder)
         found = json.loads(done.read_text())
-        return Result(plan, found["parameters"], same["tokens"], found["cpu"], Measure(**found["measure"]))
+        return Result(plan, found["parameters"], tokens, found["cpu"], Measure(**found["measure"]))
 
     def _train(self, title: str, plan: Plan, text: Text, folder: Path) -> None:
         """Train a head, or go on with it; its checkpoint lies in `head/`."""
@@ -119,7 +116,7 @@ class Bench:
         parameters = sum(p.numel() for p in head.parameters())
         CONSOLE.print(f"{title}: {parameters / 1e6:.2f} M parameters, {plan.settings.steps} steps")
         with bar(title, 1.0) as advance:
-            trainer.run(plan.settings.steps or 1, say, advance)
+            trainer.run(plan.settings.steps or 1, log, advance)
         about = {"conversations": len(text.tokens), "tokens": int(text.lengths.sum())}
         publish(folder / "head", trainer, published_config(self.config, shape), about)
         figures = {"parameters": parameters, "cpu": trainer.cpu, "measure": asdict(trainer.history[-1])}

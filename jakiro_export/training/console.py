@@ -1,4 +1,4 @@
-"""What a training says while it runs: at a terminal a bar with the time left, in a log a line."""
+"""Console output of a training: at a terminal a bar with the time left, in a log a line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jakiro_runtime.errors import UsageError, cli_errors
 CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def say(measure: Measure) -> None:
+def log(measure: Measure) -> None:
     """One line of held-out figures."""
     depths = " ".join(f"{a:.3f}" for a in measure.accuracy)
     CONSOLE.print(

@@ -1,4 +1,4 @@
-"""Conversations a target has with itself: the text its head is trained on.
+"""Conversation files: the text that a head is trained on.
 
 A JSON object a line: `prompt` and `response`, token ids of the target's tokenizer. The prompt ends with the assistant header.
 """

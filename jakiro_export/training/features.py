@@ -1,4 +1,4 @@
-"""The target's features of a text, computed once and kept on disk: what a head sees, and what it learns to predict."""
+"""Features of a text: the target's hidden states, which a head sees and learns to predict, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-_HELD_OUT = 48  # one conversation in so many is held out, until there are enough
+_HELD_OUT = 48  # one conversation in 48 is held out, until there are enough
 _BLOCK = 256  # conversations that are sorted by length and computed together
 
 
@@ -30,8 +30,8 @@ class Text:
         self.features: list[np.ndarray] = []
         self.prompts: list[int] = []
 
-    def add(self, conversations: Iterable[tuple[Sequence[int], int]], features: np.ndarray) -> None:
-        """Conversations, each with the length of its prompt, and their features one behind the other."""
+    def add(self, conversations: Iterable[tuple[Sequence[int] | np.ndarray, int]], features: np.ndarray) -> None:
+        """Conversations, each with the length of its prompt, and their features one after the other."""
         start = 0
         for conversation, prompt in conversations:
             self.tokens.append(np.array(conversation, np.int32))
@@ -47,7 +47,7 @@ class Text:
         return out
 
     def part(self, tokens: int, held_out: int) -> Text:
-        """What is held out, and of the rest so many tokens, from the first on."""
+        """What is held out, and of the rest at most `tokens` tokens, from the first on."""
         return self.only(part(self.tokens, tokens, held_out))
 
     def first_row(self, number: int) -> int:
@@ -63,7 +63,7 @@ class Text:
         return np.bincount(np.concatenate(self.tokens), minlength=vocab)
 
     def held_out(self, most: int) -> np.ndarray:
-        """The numbers of conversations to measure on, at most so many."""
+        """The numbers of conversations to measure on, at most `most`."""
         return held_out(self.tokens, most)
 
 
@@ -75,11 +75,23 @@ def held_out(conversations: Sequence[np.ndarray], most: int) -> np.ndarray:
 
 
 def part(conversations: Sequence[np.ndarray], tokens: int, held: int) -> list[int]:
-    """Which of int32 conversations to use of a text: what is held out, then of the rest so many tokens, from the first on."""
+    """The numbers of int32 conversations to use: what is held out, then at most `tokens` tokens of the rest, in order."""
     out = held_out(conversations, held).tolist()
     rest = np.setdiff1d(np.arange(len(conversations)), out)
     lengths = np.array([len(conversations[n]) for n in rest])
     return [*out, *rest[np.cumsum(lengths) <= tokens].tolist()]
+
+
+def grouped(lengths: np.ndarray, most: int) -> list[slice]:
+    """Cut sequences of these lengths, nearly ascending, into groups of at most `most` tokens, padding included."""
+    groups, start = [], 0
+    while start < len(lengths):
+        size = 1
+        while start + size < len(lengths) and lengths[start + size] * (size + 1) <= most:
+            size += 1
+        groups.append(slice(start, start + size))
+        start += size
+    return groups
 
 
 def features_of(file: Path) -> Path:
@@ -87,13 +99,13 @@ def features_of(file: Path) -> Path:
     return file.with_suffix(".f16")
 
 
-def beside(
+def with_stored_features(
     file: Path, conversations: Sequence[tuple[list[int], int]], hidden: int
 ) -> Iterator[tuple[tuple[list[int], int], np.ndarray | None]]:
-    """The conversations of a file, each with its rows of the features that lie beside the file, None where there are none.
+    """The conversations of a file, each with its features from the file next to it, None where there is none.
 
     Raises:
-        click.ClickException: there are, but of fewer tokens than the file has.
+        click.ClickException: there is one, with fewer rows than the conversations have tokens.
     """
     store, wanted = features_of(file), sum(len(tokens) for tokens, _ in conversations)
     if not wanted or not store.is_file():
@@ -111,13 +123,13 @@ def beside(
 
 
 def extract(
-    model: nn.Module,
+    model: PreTrainedModel,
     conversations: Sequence[np.ndarray],
     folder: Path,
     progress: Callable[[int], None],
     tokens_per_call: int = 4096,
 ) -> np.ndarray:
-    """Run the target over every conversation. What an earlier run left in `folder` is kept as far as its conversations are these.
+    """Run the target over every conversation, but for those at the beginning that an earlier run has left in `folder`.
 
     Args:
         conversations: int32 [length] each
@@ -126,10 +138,10 @@ def extract(
         float16 [all tokens, hidden], on disk
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = model.config.hidden_size  # type: ignore[union-attr]
+    hidden: int = model.config.hidden_size
     state, file = folder / "features.json", folder / "features.f16"
     marks = [zlib.crc32(c.tobytes()) for c in conversations]
-    done = _taken_up(marks, hidden, state)
+    done = _already_computed(marks, hidden, state)
     ends = np.concatenate([[0], np.cumsum([len(c) for c in conversations])]).astype(np.int64)
     progress(int(ends[done]))
     with file.open("r+b" if done else "wb") as rows:
@@ -145,8 +157,8 @@ def extract(
     return np.memmap(file, np.float16, "r", shape=(int(ends[-1]), hidden))
 
 
-def _taken_up(marks: Sequence[int], hidden: int, state: Path) -> int:
-    """How many of these conversations an earlier run has begun with, by their checksums."""
+def _already_computed(marks: Sequence[int], hidden: int, state: Path) -> int:
+    """How many of these conversations, from the first on, an earlier run has computed, by their checksums."""
     found = json.loads(state.read_text()) if state.is_file() else {}
     if found.get("hidden") != hidden or not isinstance(found.get("conversations"), list):
         return 0
@@ -154,28 +166,22 @@ def _taken_up(marks: Sequence[int], hidden: int, state: Path) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def _features(model: nn.Module, conversations: Sequence[np.ndarray], tokens_per_call: int) -> np.ndarray:
+def _features(model: PreTrainedModel, conversations: Sequence[np.ndarray], tokens_per_call: int) -> np.ndarray:
     """float16 [all tokens, hidden]: conversations of similar length share a call, so that little of it is padding."""
     lengths = np.array([len(c) for c in conversations])
     ends = np.cumsum(lengths)
-    out = np.empty((int(ends[-1]), model.config.hidden_size), np.float16)  # type: ignore[union-attr]
-    order, start = np.argsort(lengths, kind="stable"), 0
-    while start < len(order):
-        size = 1
-        while start + size < len(order) and lengths[order[start + size]] * (size + 1) <= tokens_per_call:
-            size += 1
-        group = order[start : start + size]
-        start += size
-        _run(model, [conversations[n] for n in group], [out[ends[n] - lengths[n] : ends[n]] for n in group])
+    out = np.empty((int(ends[-1]), model.config.hidden_size), np.float16)
+    order = np.argsort(lengths, kind="stable")
+    for numbers in (order[group] for group in grouped(lengths[order], tokens_per_call)):
+        _run(model, [conversations[n] for n in numbers], [out[ends[n] - lengths[n] : ends[n]] for n in numbers])
     return out
 
 
 @torch.inference_mode()
-def _run(model: nn.Module, conversations: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+def _run(model: PreTrainedModel, conversations: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
     """One call. Rows are padded on the right, where causal attention does not look."""
     longest = max(map(len, conversations))
     batch = torch.tensor([[*c, *[0] * (longest - len(c))] for c in conversations])
-    base = model.get_decoder()  # type: ignore[operator]
-    features = base(input_ids=batch, use_cache=False).last_hidden_state.to(torch.float16).cpu().numpy()
+    features = model.get_decoder()(input_ids=batch, use_cache=False).last_hidden_state.to(torch.float16).cpu().numpy()
     for row, conversation, place in zip(features, conversations, out, strict=True):
         place[:] = row[: len(conversation)]

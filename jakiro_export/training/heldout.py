@@ -1,4 +1,4 @@
-"""Held-out text: what the target would write there, and how often a head guesses it."""
+"""Held-out accuracy: how often a head guesses what the target would write."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class HeldOut:
     """Conversations of a text to measure on: those that no head is trained on, or others to compare them with.
 
     numbers: which they are
-    near_ties: the share of positions of the answers at which the target's second best logit is less than so far behind its
-        best: what no head can know
+    near_ties: the share of positions of the answers at which the target's two best logits differ by less than each width: what
+        no head can know
     """
 
     def __init__(self, text: Text, numbers: np.ndarray, projection: Tensor) -> None:

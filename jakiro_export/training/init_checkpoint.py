@@ -1,4 +1,4 @@
-"""A head to begin with that somebody has trained before."""
+"""Published head to begin training with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head as it is trained: parameters under their published names, several steps through its own predictions.
+"""Trainable head: parameters under their published names, several steps through its own predictions.
 
 The arithmetic is arXiv 2502.06282's. The steps follow EAGLE-3 (arXiv 2503.01840): at step s the head continues a chain of s
 tokens it has drafted, each from the feature it predicted itself; attention sees the target's features up to where the chain
@@ -84,12 +84,13 @@ class TrainedHead(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.rope_theta, self.inner = heads, kv_heads, head_dim, rope_theta, inner
         self.fc = nn.Linear(2 * hidden, hidden)
-        self.layers = nn.ModuleList([Layer(hidden, heads, kv_heads, head_dim, inner, norm_eps)])
+        layer = Layer(hidden, heads, kv_heads, head_dim, inner, norm_eps)
+        self.layers = nn.ModuleList([layer])
         with torch.no_grad():  # start as a copy of the feature: the next one resembles it
             self.fc.weight[:, hidden:] += torch.eye(hidden)
             self.fc.bias.zero_()
             if not mixture:
-                self.layers[0].mlp_moe.gate.weight.zero_().requires_grad_(False)
+                layer.mlp_moe.gate.weight.zero_().requires_grad_(False)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
@@ -111,17 +112,19 @@ class TrainedHead(nn.Module):
             (primary, contrast), [batch, length, hidden]: row p predicts the features p + 1 and p + 2. At step s rows before s
             mean nothing: their chain would start before the text does.
         """
-        attn, layer = self.layers[0].self_attn, self.layers[0]
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        attn = layer.self_attn
         length, groups, scale = embeddings.shape[1], self.heads // self.kv_heads, self.head_dim**-0.5
         cos, sin = self._rotations(length)
         far = torch.arange(length, device=embeddings.device)
         distance = far[:, None] - far[None, :]
         chain_keys: list[Tensor] = []
         chain_values: list[Tensor] = []
-        given, width = features, embeddings.shape[-1]
+        continued, width = features, embeddings.shape[-1]
         tokens = F.linear(embeddings, self.fc.weight[:, :width], self.fc.bias)  # the same at every step
         for step in range(steps):
-            x = tokens + F.linear(given, self.fc.weight[:, width:])
+            x = tokens + F.linear(continued, self.fc.weight[:, width:])
             q, k, v = self._split(attn.q_proj(x), self.heads), self._split(attn.k_proj(x), self.kv_heads), attn.v_proj(x)
             q, k, v = _rotate(q, cos, sin), _rotate(k, cos, sin), self._split(v, self.kv_heads)
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -142,7 +145,7 @@ class TrainedHead(nn.Module):
             x = x + attn.o_proj(seen.transpose(1, 2).flatten(2))
             primary, contrast = layer.mlp_moe(layer.post_attention_layernorm(x))
             yield x + primary, x + contrast
-            given = _shift((x + primary).unsqueeze(1), 1).squeeze(1)
+            continued = _shift((x + primary).unsqueeze(1), 1).squeeze(1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

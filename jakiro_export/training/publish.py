@@ -1,4 +1,4 @@
-"""What a finished training leaves: a head in the published checkpoint format, its figures, and a picture of how it learned."""
+"""Published head: the checkpoint of a finished training, its metrics, and a plot of its accuracy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[s
 def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any], more: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "model.safetensors").write_bytes(save(weights(trainer.head)))
-    frequent = trainer.order[: max(16384, len(trainer.kept))].astype(np.int32)
+    frequent = trainer.order[: max(16384, len(trainer.draft_tokens))].astype(np.int32)
     (folder / "token_order.safetensors").write_bytes(save({"token_ids": frequent}))
     figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
                "hours": round(trainer.seconds / 3600, 3), "held_out": [asdict(m) for m in trainer.history],

@@ -1,4 +1,4 @@
-"""What a head takes over from its target: its sizes, and what its config.json says."""
+"""Sizes of a head, taken from its target, and its published config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison shows: a table for people, the same for programs, and a picture."""
+"""Tables and plot of a comparison."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Which heads `compare.py` trains: a baseline, and heads that differ from it in one thing each."""
+"""Variants that `compare` trains: a baseline, and heads that differ from it in one thing each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import click
 
-from jakiro_export.training.trainer import Settings
+from jakiro_export.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Axis:
-    """A figure of a plan, what it is called in tables, and the values that are worth a run if the user names none."""
+    """A field of a plan, its name in tables, and the values that are worth a run if the user names none."""
 
     field: str
     label: str
@@ -61,8 +61,10 @@ def changed(plan: Plan, name: str, value: float) -> Plan:
         steps = max(1, round((plan.settings.steps or 1) * value))
         return replace(plan, mixture=False, settings=replace(plan.settings, steps=steps, contrast_loss=0.0))
     field = AXES[name].field
-    if field in (own.name for own in fields(plan)):
-        return replace(plan, **{field: value})
+    if field == "width":
+        return replace(plan, width=value)
+    if field == "data":
+        return replace(plan, data=value)
     kind = type(getattr(plan.settings, field))
     return replace(plan, settings=replace(plan.settings, **{field: kind(value)}))
 

@@ -1,4 +1,4 @@
-"""Calibration texts: what the target answers, greedily, to prompts of this package that no benchmark uses."""
+"""Calibration texts: the target's greedy answers to prompts of this package that no benchmark uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Text:
     """A prompt and its answer.
 
     tokens: [length]
-    features: the target's behind each token, [length, hidden]
+    features: the target's after each token, [length, hidden]
     first: where the answer begins
     """
 
@@ -27,7 +27,7 @@ class Text:
     first: int
 
 
-def answers(engine: Engine, count: int, new_tokens: int) -> list[Text]:
+def calibration_texts(engine: Engine, count: int, new_tokens: int) -> list[Text]:
     """Let the target answer `count` prompts with up to `new_tokens` tokens each; answers of fewer than four are left out."""
     lines = _PROMPTS.read_text(encoding="utf-8").splitlines()[:count]
     room = engine.manifest.model.max_context - new_tokens
@@ -42,8 +42,8 @@ def _ids(engine: Engine, line: str) -> list[int]:
 
 
 def _features(engine: Engine, ids: list[int]) -> np.ndarray:
-    """The target's features behind each token, [length, hidden], as drafting sees them."""
+    """The target's features after each token, [length, hidden], as drafting sees them."""
     call, rows = TargetRunner(engine.bundle.target, engine.manifest), len(ids)
-    places, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
-    output = call.run(np.array(ids)[None], places, mask, logits=False, last=np.array([rows - 1]))
+    positions, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
+    output = call.run(np.array(ids)[None], positions, mask, logits=False, last=np.array([rows - 1]))
     return np.asarray(output.features[0, 0, 0, :rows]).copy()

@@ -1,13 +1,13 @@
-"""`jakiro-bench`: what speculation is worth on this machine, in a form that others can check.
+"""`jakiro-bench`: speed and acceptance of an engine, in a report that others can check.
 
-prompts.py      the prompts file
-contenders.py   what is measured: our engine with and without speculation
-peers.py        ... and other runtimes, where they are installed
-measure.py      the loop: every turn to every contender, taking turns at going first
-watch.py        which of the drafted candidates the target took
-cost.py         one target pass by rows and by context
-profile.py      where the time outside the graphs goes
-figures.py      medians, spreads and pooled rates
-machine.py      what it ran on
-report.py       the JSON object; table.py and page.py show it, svg.py draws
+cli.py           options; reads the prompts, writes the reports
+benchmark.py     one benchmark run, from prompts to the report
+prompts.py       the prompts file
+runners.py       the runner protocol, and an engine's session as a runner
+baselines.py     other runtimes as runners, where they are installed
+measure.py       the measuring loop: every turn to every runner, each going first in turn
+recording.py     accepted draft nodes by rank, recorded from outside the decoding loop
+host_profile.py  host time of a decoding round, function by function
+metrics.py       pooled rates and bootstrap intervals
+report.py        the JSON report; table.py and page.py show it, svg.py draws
 """

@@ -1,4 +1,4 @@
-"""Other runtimes, where they are installed: given the same token ids, they answer greedily in the same process.
+"""Baselines: other runtimes, where they are installed, given the same token ids in the same process.
 
 Each keeps its own cache type and kernels, as its package sets them up; only the thread count is ours. Times are taken the way
 ours are: from the call to the first token, and from the first token to the last.
@@ -13,66 +13,66 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jakiro_bench.runners import Answer, Contender
+from jakiro_bench.runners import Runner, TimedAnswer
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.profiling.machine import package_version
 
 
-class Kind(NamedTuple):
+class BaselineKind(NamedTuple):
     """A runtime: its module and package, what its model is, and how it is opened."""
 
     module: str
     package: str
     model: str
-    open: Callable[[str, Path, Engine, int], Contender]
+    open: Callable[[str, Path, Engine, int], Runner]
 
 
-class LeftOut(NamedTuple):
-    """A peer that takes no part, and why in one sentence."""
+class Skipped(NamedTuple):
+    """A baseline that takes no part, and why in one sentence."""
 
     name: str
     reason: str
 
 
-def open_peers(
+def open_baselines(
     names: Sequence[str], models: Sequence[tuple[str, Path]], engine: Engine, threads: int
-) -> tuple[list[Contender], list[LeftOut]]:
-    """Open the peers that are installed; the rest are left out with the reason.
+) -> tuple[list[Runner], list[Skipped]]:
+    """Open the baselines that are installed; the rest are skipped, with the reason.
 
     Args:
         names: of `KINDS`
-        models: (name, path); a name may come several times, each is a contender of its own
+        models: (name, path); a name may come several times, each is a baseline of its own
         engine: its context and end-of-sequence tokens
 
     Raises:
-        UsageError: no such peer, or a model that is not there
+        UsageError: no such baseline, or a model that is not there
     """
     for name in [*names, *(name for name, _ in models)]:
         if name not in KINDS:
-            raise UsageError(f"There is no peer {name!r}; known are: {', '.join(KINDS)}.")
+            raise UsageError(f"There is no baseline {name!r}; known are: {', '.join(KINDS)}.")
     for name, path in models:
         if not path.exists():
             raise UsageError(f"The model for {name}, {path}, does not exist; expected is {KINDS[name].model}.")
-    peers: list[Contender] = []
-    left_out: list[LeftOut] = []
+    baselines: list[Runner] = []
+    skipped: list[Skipped] = []
     for name in dict.fromkeys([*names, *(name for name, _ in models)]):
         kind = KINDS[name]
         if find_spec(kind.module) is None:
-            left_out.append(LeftOut(name, f"{kind.package} is not installed; install it with: pip install {kind.package}"))
+            skipped.append(Skipped(name, f"{kind.package} is not installed; install it with: pip install {kind.package}"))
             continue
         paths = [path for given, path in models if given == name] or _default_models(name)
         if not paths:
-            left_out.append(LeftOut(name, f"no model was given; add --peer-model {name}=PATH, {kind.model}"))
+            skipped.append(Skipped(name, f"no model was given; add --peer-model {name}=PATH, {kind.model}"))
         for path in paths:
             label = name if len(paths) == 1 else f"{name} {path.stem if path.is_file() else path.name}"
             try:
-                peer = kind.open(label, path, engine, threads)
-                peer.answer(engine.encode("Hello"), 2)
-                peers.append(peer)
+                baseline = kind.open(label, path, engine, threads)
+                baseline.answer(engine.encode("Hello"), 2)
+                baselines.append(baseline)
             except Exception as error:  # each package raises types of its own
-                left_out.append(LeftOut(label, f"{kind.package} cannot run {path}: {_first_line(error)}"))
-    return peers, left_out
+                skipped.append(Skipped(label, f"{kind.package} cannot run {path}: {_first_line(error)}"))
+    return baselines, skipped
 
 
 def bundled_gguf() -> Path | None:
@@ -84,14 +84,14 @@ def bundled_gguf() -> Path | None:
     return None
 
 
-def describe(peer: Contender) -> dict[str, Any]:
-    """What a peer ran: its version and model."""
-    assert isinstance(peer, _Peer)
-    return {"version": package_version(peer.package), "model": str(peer.path)}
+def describe(baseline: Runner) -> dict[str, Any]:
+    """The version and the model of a baseline."""
+    assert isinstance(baseline, Baseline)
+    return {"version": package_version(baseline.package), "model": str(baseline.path)}
 
 
-class _Peer:
-    """Times a stream of tokens."""
+class Baseline:
+    """A runner that times a stream of tokens."""
 
     package = ""
 
@@ -99,15 +99,15 @@ class _Peer:
         self.name, self.path = name, path
         self._eos, self._context = engine.bundle.eos_token_ids, engine.manifest.model.max_context
 
-    def answer(self, prompt: Sequence[int], limit: int) -> Answer:
-        """As `Contender`. Raises EngineError where the package fails."""
+    def answer(self, prompt: Sequence[int], limit: int) -> TimedAnswer:
+        """As `Runner`. Raises EngineError where the package fails."""
         try:
             return self._answer(prompt, limit)
         except Exception as error:  # each package raises types of its own
             reason = _first_line(error)
             raise EngineError(f"{self.name} fails on a prompt of {len(prompt)} tokens ({reason}); compare without it.") from error
 
-    def _answer(self, prompt: Sequence[int], limit: int) -> Answer:
+    def _answer(self, prompt: Sequence[int], limit: int) -> TimedAnswer:
         tokens: list[int] = []
         started = first = last = time.perf_counter()
         for token in self._stream(prompt, limit):
@@ -116,7 +116,7 @@ class _Peer:
             tokens.append(token)
             if token in self._eos or len(tokens) == limit:
                 break
-        return Answer(tokens, "", first - started, last - first)
+        return TimedAnswer(tokens, "", first - started, last - first)
 
     def reset(self) -> None:
         pass
@@ -125,8 +125,8 @@ class _Peer:
         raise NotImplementedError
 
 
-class LlamaCpp(_Peer):
-    """llama.cpp through llama-cpp-python. It goes on behind what a prompt shares with the one before, as our sessions do."""
+class LlamaCpp(Baseline):
+    """llama.cpp through llama-cpp-python. It reuses the cache of what a prompt shares with the one before, as our sessions do."""
 
     package = "llama-cpp-python"
 
@@ -145,7 +145,7 @@ class LlamaCpp(_Peer):
         yield from self._llama.generate(list(prompt), temp=0.0)
 
 
-class OnnxRuntimeGenAI(_Peer):
+class OnnxRuntimeGenAI(Baseline):
     """onnxruntime-genai over a folder that its model builder wrote."""
 
     package = "onnxruntime-genai"
@@ -169,7 +169,7 @@ class OnnxRuntimeGenAI(_Peer):
             yield int(generator.get_next_tokens()[0])
 
 
-class OpenVino(_Peer):
+class OpenVino(Baseline):
     """OpenVINO GenAI over a folder that optimum-intel wrote, or a GGUF file."""
 
     package = "openvino-genai"
@@ -182,7 +182,7 @@ class OpenVino(_Peer):
         self._openvino, self._genai = openvino, openvino_genai
         self._pipeline = openvino_genai.LLMPipeline(str(path), "CPU", INFERENCE_NUM_THREADS=threads)
 
-    def _answer(self, prompt: Sequence[int], limit: int) -> Answer:
+    def _answer(self, prompt: Sequence[int], limit: int) -> TimedAnswer:
         """As the others; the pipeline calls back for each token instead of yielding it."""
         import numpy as np
 
@@ -205,13 +205,13 @@ class OpenVino(_Peer):
         started = time.perf_counter()
         result = self._pipeline.generate(inputs, settings, Streamer())
         times = times or [time.perf_counter()]
-        return Answer([int(token) for token in result.tokens[0]], "", times[0] - started, times[-1] - times[0])
+        return TimedAnswer([int(token) for token in result.tokens[0]], "", times[0] - started, times[-1] - times[0])
 
 
 KINDS = {
-    "llama.cpp": Kind("llama_cpp", LlamaCpp.package, "a GGUF file", LlamaCpp),
-    "onnxruntime-genai": Kind("onnxruntime_genai", OnnxRuntimeGenAI.package, "a folder of its model builder", OnnxRuntimeGenAI),
-    "openvino": Kind("openvino_genai", OpenVino.package, "a folder of optimum-intel, or a GGUF file", OpenVino),
+    "llama.cpp": BaselineKind("llama_cpp", LlamaCpp.package, "a GGUF file", LlamaCpp),
+    "onnxruntime-genai": BaselineKind("onnxruntime_genai", OnnxRuntimeGenAI.package, "a folder of its builder", OnnxRuntimeGenAI),
+    "openvino": BaselineKind("openvino_genai", OpenVino.package, "a folder of optimum-intel, or a GGUF file", OpenVino),
 }
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a round goes that is spent outside the graphs."""
+"""Host time of a decoding round: what is spent outside the graphs, function by function."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PACKAGE = Path(jakiro_runtime.__file__).parent
 def host_profile(session: Session, prompt: Sequence[int], limit: int) -> dict[str, Any]:
     """Profile one answer after another one that warms up.
 
-    The profiler makes every call dearer, by about half a microsecond: the shares are to be read, and the sum is an upper bound.
+    The profiler adds about half a microsecond to every call: read the shares, and take the sum for an upper bound.
 
     Returns:
-        rounds; us: microseconds a round outside the graphs; functions: the dearest ones, each with calls and us a round, its
+        rounds; us: microseconds a round outside the graphs; functions: the slowest ones, each with calls and us a round, its
         callees not counted
     """
     for _ in session.generate(prompt, limit):
@@ -34,7 +34,7 @@ def host_profile(session: Session, prompt: Sequence[int], limit: int) -> dict[st
     session.reset()
     profiler = cProfile.Profile()
     answer = session.generate(prompt, limit)
-    next(answer)  # the prompt is not what is profiled
+    next(answer)  # the prompt is not profiled
     profiler.enable()
     for _ in answer:
         pass
@@ -50,24 +50,24 @@ def host_profile(session: Session, prompt: Sequence[int], limit: int) -> dict[st
     return {"rounds": rounds, "us": round(sum(entry["us"] for entry in functions), 1), "functions": functions[:_SHOWN]}
 
 
-class _Replay:
-    """A graph that remembers what the loop reads of its outputs, and then gives that again without running."""
+class ReplayGraph:
+    """A graph that records the outputs that the loop reads, and then gives them again without running."""
 
     def __init__(self, graph: Graph) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self.said: list[dict[str, np.ndarray]] = []
-        self.next: int | None = None  # which of them comes next; None while the graph runs
+        self.recorded: list[dict[str, np.ndarray]] = []
+        self.next: int | None = None  # the next one to give; None while recording
         self._graph = graph
 
     def memory(self) -> Memory:
         return self._graph.memory()
 
-    def bind(self, inputs: Buffers, outputs: Buffers) -> _Replayed:
-        return _Replayed(self, self._graph.bind(inputs, outputs), outputs)
+    def bind(self, inputs: Buffers, outputs: Buffers) -> _ReplayBinding:
+        return _ReplayBinding(self, self._graph.bind(inputs, outputs), outputs)
 
 
-class _Replayed:
-    def __init__(self, replay: _Replay, binding: Binding, outputs: Buffers) -> None:
+class _ReplayBinding:
+    def __init__(self, replay: ReplayGraph, binding: Binding, outputs: Buffers) -> None:
         self._replay, self._binding = replay, binding
         self._read = {name: array for name, array in outputs.items() if name in _READ}
 
@@ -75,21 +75,22 @@ class _Replayed:
         replay = self._replay
         if replay.next is None:
             self._binding.run()
-            replay.said.append({name: array.copy() for name, array in self._read.items()})
+            replay.recorded.append({name: array.copy() for name, array in self._read.items()})
             return
-        for name, value in replay.said[replay.next].items():
+        for name, value in replay.recorded[replay.next].items():
             self._read[name][...] = value
         replay.next += 1
 
 
-def host_alone(engine: Engine, prompt: Sequence[int], limit: int, nodes: int | None, lookup: bool, repeats: int = 7) -> float:
-    """Microseconds a round of the loop alone: an answer given again with graphs that answer at once; the least of some tries.
+def replayed_host_us(
+    engine: Engine, prompt: Sequence[int], limit: int, nodes: int | None, lookup: bool, repeats: int = 7
+) -> float:
+    """Host microseconds of a round without graphs: an answer decoded again with recorded outputs; the min over repeats.
 
     In a real round the same work takes longer, because the target has swept its weights through every cache.
     """
-    target, draft = _Replay(engine.bundle.target), _Replay(engine.bundle.draft)
-    replaying = Engine(engine.bundle.replace(target=target, draft=draft))
-    session, best = replaying.session(nodes=nodes, lookup=lookup), float("inf")
+    target, draft = ReplayGraph(engine.bundle.target), ReplayGraph(engine.bundle.draft)
+    session, best = Engine(engine.bundle.replace(target=target, draft=draft)).session(nodes=nodes, lookup=lookup), float("inf")
     for repeat in range(repeats + 1):
         session.reset()
         for _ in session.generate(prompt, limit):

@@ -1,4 +1,4 @@
-"""The loop: every turn of every prompt to every contender, in one process, taking turns at going first."""
+"""Measuring loop: every turn of every prompt to every runner, in one process, each going first in turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from jakiro_bench.prompts import Prompt
-from jakiro_bench.runners import Answer, Contender
+from jakiro_bench.runners import Runner, TimedAnswer
 from jakiro_runtime.engine import Engine
 
 Render = Callable[[Sequence[str], Sequence[str]], list[int]]
@@ -15,23 +15,23 @@ Render = Callable[[Sequence[str], Sequence[str]], list[int]]
 
 @dataclass
 class Turn:
-    """One question in its conversation, and what each contender answered, a repeat each."""
+    """One question of a conversation, and the answers to it: a list by repeat, for each runner."""
 
     prompt: Prompt
     number: int
     ids: list[int]
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    answers: dict[str, list[TimedAnswer]] = field(default_factory=dict)
 
 
 @dataclass
 class Run:
-    """Everything that was measured.
+    """All answers that were measured.
 
-    left_out: (prompt id, turn number) of what does not fit the engine's context; what follows such a turn is left out with it
+    skipped: (prompt id, turn number) of the turns that do not fit the engine's context; later turns of it are skipped too
     """
 
     turns: list[Turn] = field(default_factory=list)
-    left_out: list[tuple[str, int]] = field(default_factory=list)
+    skipped: list[tuple[str, int]] = field(default_factory=list)
 
 
 def conversation(engine: Engine, raw: bool) -> Render:
@@ -53,7 +53,7 @@ def conversation(engine: Engine, raw: bool) -> Render:
 
 
 def measure(
-    contenders: Sequence[Contender],
+    runners: Sequence[Runner],
     prompts: Sequence[Prompt],
     render: Render,
     repeats: int,
@@ -64,34 +64,34 @@ def measure(
 ) -> Run:
     """Ask everything, `repeats` times.
 
-    All contenders see the same token ids: a conversation goes on with what `reference` answered in the first repeat.
+    All runners are given the same token ids: a conversation goes on with what `reference` answered in the first repeat.
 
     Args:
         limit: the most tokens of an answer
         room: the most tokens of prompt and answer together
-        reference: the name of a contender
+        reference: the name of a runner
         progress: called with the number of answers just made
     """
     run, order = Run(), 0
     for repeat in range(repeats):
         for prompt in prompts:
-            for contender in contenders:
-                contender.reset()
+            for runner in runners:
+                runner.reset()
             turns = [turn for turn in run.turns if turn.prompt is prompt]
             for number, _ in enumerate(prompt.turns):
                 if repeat == 0:
-                    said = [turn.answers[reference][0].text for turn in turns]
-                    ids = render(prompt.turns[: number + 1], said)
+                    previous = [turn.answers[reference][0].text for turn in turns]
+                    ids = render(prompt.turns[: number + 1], previous)
                     if len(ids) + limit > room:
-                        run.left_out.append((prompt.id, number + 1))
+                        run.skipped.append((prompt.id, number + 1))
                         break
                     turns.append(Turn(prompt, number + 1, ids))
                     run.turns.append(turns[-1])
                 elif number >= len(turns):
                     break
-                first = order % len(contenders)
-                for contender in [*contenders[first:], *contenders[:first]]:
-                    turns[number].answers.setdefault(contender.name, []).append(contender.answer(turns[number].ids, limit))
+                first = order % len(runners)
+                for runner in [*runners[first:], *runners[:first]]:
+                    turns[number].answers.setdefault(runner.name, []).append(runner.answer(turns[number].ids, limit))
                     progress(1)
                 order += 1
     return run

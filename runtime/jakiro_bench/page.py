@@ -1,4 +1,4 @@
-"""One self-contained page: no script, nothing fetched. Whatever comes from files is escaped."""
+"""The report as one self-contained HTML page: no script, nothing fetched, every text of a file escaped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page(data: dict[str, Any]) -> str:
         _section("Acceptance by rank", _by_rank(detail["acceptance"]["by_rank"])),
         _section("Cost of a target pass by rows", _by_rows(detail.get("cost_by_rows"))),
         _section("Time per round", _per_round(detail)),
-        _section("Peers", _peers(detail)),
+        _section("Other runtimes", _baselines(detail)),
         _section("Every prompt", _table(detail["prompts"])),
         _section("Machine and settings", _settings({**machine, **settings})),
     ]
@@ -57,15 +57,15 @@ def page(data: dict[str, Any]) -> str:
 
 
 def _headline(data: dict[str, Any]) -> str:
-    figures = [
+    metrics = [
         ("speed-up", f"{data['speedup']:.2f}×"),
         ("tau", f"{data['tau']:.2f}"),
         ("tokens/s", f"{data['tokens_per_second']:.1f}"),
         ("tokens/s, plain", f"{data['plain_tokens_per_second']:.1f}"),
     ]
     if alone := data["detail"]["head_alone"]:
-        figures += [("speed-up, head alone", f"{alone['speedup']:.2f}×"), ("tau, head alone", f"{alone['tau']:.2f}")]
-    cells = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in figures)
+        metrics += [("speed-up, head alone", f"{alone['speedup']:.2f}×"), ("tau, head alone", f"{alone['tau']:.2f}")]
+    cells = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in metrics)
     same = "<div><b>yes</b>identical</div>" if data["identical"] else '<div class="bad"><b>NO</b>identical</div>'
     return f'<div class="figures">{cells}{same}</div>'
 
@@ -81,7 +81,7 @@ def _by_prompt(prompts: Sequence[dict[str, Any]]) -> str:
 
 def _by_depth(acceptance: dict[str, Any]) -> str:
     depths = acceptance["by_depth"]
-    series = {"of all rounds": depths, "of rounds that came to the depth before": acceptance["given_the_one_before"]}
+    series = {"of all rounds": depths, "of rounds that reached the depth before": acceptance["given_the_one_before"]}
     return svg.bars([str(number) for number in range(1, len(depths) + 1)], series, "share") if depths else ""
 
 
@@ -118,12 +118,12 @@ def _per_round(detail: dict[str, Any]) -> str:
     return svg.stack(list(each), series, "ms")
 
 
-def _peers(detail: dict[str, Any]) -> str:
+def _baselines(detail: dict[str, Any]) -> str:
     peers: dict[str, dict[str, Any]] = detail.get("peers") or {}
     if not peers:
         return ""
     rates = {"speculative": detail["tokens_per_second"], "plain": detail["plain_tokens_per_second"]}
-    rates.update({name: figures["tokens_per_second"] for name, figures in peers.items()})
+    rates.update({name: metrics["tokens_per_second"] for name, metrics in peers.items()})
     return svg.bars(list(rates), {"tokens/s": [each["median"] for each in rates.values()]}, "tokens/s")
 
 

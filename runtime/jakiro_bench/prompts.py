@@ -1,4 +1,4 @@
-"""The prompts file: JSON lines, a conversation or a single prompt each."""
+"""Prompts file: JSON lines, a conversation or a single prompt each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which of the drafted candidates the target took: by rank among siblings, and by rank in the whole tree.
+"""Accepted draft nodes by rank: among siblings, and in the whole tree.
 
-The runtime is watched from outside, through the draft graph that it runs, so that nothing is added to the time of a round.
+Trees are recorded from outside the decoding loop, through the draft graph that it runs, so that no round takes longer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jakiro_runtime.backends import Binding, Buffers, Graph, Memory
 from jakiro_runtime.decoding.tree import subtree, top_nodes
 
 
-class Drawn(NamedTuple):
+class DraftedTree(NamedTuple):
     """A drafted tree, [nodes] each: tokens, parents (0 the root, else the parent's row), cumulative log-probabilities."""
 
     tokens: np.ndarray
@@ -23,11 +23,11 @@ class Drawn(NamedTuple):
     scores: np.ndarray
 
 
-_NOTHING = Drawn(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+_NO_TREE = DraftedTree(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 
-class Watch:
-    """A draft graph that remembers where its last tree was written."""
+class RecordingGraph:
+    """A draft graph that records where its last tree was written."""
 
     def __init__(self, graph: Graph) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -37,37 +37,37 @@ class Watch:
     def memory(self) -> Memory:
         return self._graph.memory()
 
-    def bind(self, inputs: Buffers, outputs: Buffers) -> _Watched:
-        return _Watched(self, self._graph.bind(inputs, outputs), outputs)
+    def bind(self, inputs: Buffers, outputs: Buffers) -> _RecordingBinding:
+        return _RecordingBinding(self, self._graph.bind(inputs, outputs), outputs)
 
-    def tree(self, nodes: int) -> Drawn:
-        """What was verified of the tree that was drawn last: its best `nodes` nodes."""
+    def tree(self, nodes: int) -> DraftedTree:
+        """What was verified of the tree that was drafted last: its best `nodes` nodes."""
         if self._last is None or nodes == 0:
-            return _NOTHING
+            return _NO_TREE
         names = ("tree_tokens", "tree_parents", "tree_scores")
         tokens, parents, scores = (self._last[name][0].copy() for name in names)
         kept = top_nodes(scores.tolist(), parents.tolist(), nodes)
-        smaller, above = subtree(tokens.tolist(), parents.tolist(), kept)
-        return Drawn(np.array(smaller), np.array(above), scores[kept])
+        kept_tokens, kept_parents = subtree(tokens.tolist(), parents.tolist(), kept)
+        return DraftedTree(np.array(kept_tokens), np.array(kept_parents), scores[kept])
 
-    def note(self, outputs: Buffers) -> None:
+    def record(self, outputs: Buffers) -> None:
         self._last = outputs
 
 
-class _Watched:
-    def __init__(self, watch: Watch, binding: Binding, outputs: Buffers) -> None:
-        self._watch, self._binding, self._outputs = watch, binding, outputs
+class _RecordingBinding:
+    def __init__(self, recording: RecordingGraph, binding: Binding, outputs: Buffers) -> None:
+        self._recording, self._binding, self._outputs = recording, binding, outputs
 
     def run(self) -> None:
         self._binding.run()
-        self._watch.note(self._outputs)
+        self._recording.record(self._outputs)
 
 
 @dataclass
-class Ranks:
-    """Counts of what was offered and what was taken.
+class RankCounts:
+    """How often nodes were offered and accepted, by rank.
 
-    offered, taken: by rank among siblings: how often a visited row had such a child, and how often that was the target's choice
+    offered, taken: by rank among siblings: how often a visited row had such a child, and how often the target chose it
     taken_in_tree: by rank in the whole tree: how often the node was accepted
     rounds: trees counted
     """
@@ -77,18 +77,18 @@ class Ranks:
     taken_in_tree: list[int] = field(default_factory=list)
     rounds: int = 0
 
-    def count(self, tree: Drawn, tokens: Sequence[int]) -> None:
-        """Count one round: its tree, and the tokens that it added to the answer."""
+    def count(self, tree: DraftedTree, tokens: Sequence[int]) -> None:
+        """Count one round: its tree, and the tokens that the answer gained."""
         order = np.argsort(-tree.scores, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        self._grow(self.taken_in_tree, len(order))
+        self._extend(self.taken_in_tree, len(order))
         self.rounds += 1
         row = 0
         for token in tokens:
             siblings = [int(node) for node in order if tree.parents[node] == row]
-            self._grow(self.offered, len(siblings))
-            self._grow(self.taken, len(siblings))
+            self._extend(self.offered, len(siblings))
+            self._extend(self.taken, len(siblings))
             for number in range(len(siblings)):
                 self.offered[number] += 1
             match = next((node for node in siblings if tree.tokens[node] == token), None)
@@ -108,5 +108,5 @@ class Ranks:
         }
 
     @staticmethod
-    def _grow(counts: list[int], length: int) -> None:
+    def _extend(counts: list[int], length: int) -> None:
         counts += [0] * (length - len(counts))

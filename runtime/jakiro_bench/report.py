@@ -1,4 +1,4 @@
-"""The JSON object: the figures that answer the question first, then everything they come from."""
+"""JSON report: speed-up, tau and equality first, then everything they were computed from."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from statistics import median
 from typing import Any
 
 from jakiro_bench.measure import Run, Turn
-from jakiro_bench.metrics import interval, rate, summary
-from jakiro_bench.runners import Answer, Ours
+from jakiro_bench.metrics import interval, rate
+from jakiro_bench.runners import EngineRunner, TimedAnswer
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.format.tree_plan import TreePlan
+from jakiro_runtime.profiling.statistics import summary
 
 SPECULATIVE, HEAD_ALONE, PLAIN = "speculative", "head alone", "plain"
 
 
-def report(run: Run, watched: Ours) -> dict[str, Any]:
-    """Top-level figures and `detail`; the caller adds `machine` and `settings`.
+def report(run: Run, head: EngineRunner) -> dict[str, Any]:
+    """Top-level metrics and `detail`; the caller adds `machine` and `settings`.
 
     Args:
-        run: of SPECULATIVE and PLAIN; and of HEAD_ALONE, where the first one looks up
-        watched: whose ranks were counted, of those that speculate without looking up
+        run: of SPECULATIVE and PLAIN; and of HEAD_ALONE, where the first one uses n-grams too
+        head: the runner that decodes with the head alone, its ranks counted
 
     speedup: tokens_per_second / plain_tokens_per_second, each the median over repeats of a rate pooled over all answers
-    tau: tokens per target pass, the passes over prompts not counted, pooled over all answers
-    tau_interval, in `detail`: where tau lies in 95 % of cases if the prompts are drawn anew from themselves
+    tau: emitted tokens per target pass, pooled over all answers; neither the passes over prompts count nor the tokens they give
+    tau_interval, in `detail`: the 95 % interval of tau, by resampling the prompts
     identical: every answer of every repeat, with and without speculation, token for token the same
-    head_alone: tau, tokens_per_second and speedup without looking up
+    head_alone: tau, tokens_per_second and speedup without n-grams
     """
     differences = find_differences(run.turns)
     fast, slow = _rates(run.turns, SPECULATIVE), _rates(run.turns, PLAIN)
@@ -49,12 +50,12 @@ def report(run: Run, watched: Ours) -> dict[str, Any]:
             "answers": len(run.turns),
             "new_tokens": sum(len(turn.answers[SPECULATIVE][0].tokens) for turn in run.turns),
             "differences": differences,
-            "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.left_out],
+            "left_out": [{"id": prompt, "turn": turn} for prompt, turn in run.skipped],
             "tau_interval": _tau_interval(run.turns, SPECULATIVE),
-            "acceptance": _acceptance(stats, watched),
+            "acceptance": _acceptance(stats, head),
             "nodes_per_round": _per_round(stats, "verified"),
             "drafts_per_round": _per_round(stats, "drafts"),
-            "looked_up_per_round": _per_round(stats, "looked_up"),
+            "looked_up_per_round": _per_round(stats, "from_ngrams"),
             "head_alone": alone if HEAD_ALONE in run.turns[0].answers else None,
             "round_ms": rounds[SPECULATIVE],
             "plain_step_ms": rounds[PLAIN],
@@ -69,7 +70,7 @@ def report(run: Run, watched: Ours) -> dict[str, Any]:
 
 
 def head_alone(run: Run) -> dict[str, Any]:
-    """What the head brings without looking up; the speculative figures themselves where nothing is looked up anyway."""
+    """What the head brings without n-grams; the speculative metrics themselves where n-grams are off."""
     name = HEAD_ALONE if HEAD_ALONE in run.turns[0].answers else SPECULATIVE
     rates, stats = _rates(run.turns, name), _stats(run.turns, name)
     plain = median(_rates(run.turns, PLAIN))
@@ -87,22 +88,22 @@ def head_alone(run: Run) -> dict[str, Any]:
 
 
 def tree_choice(plan: TreePlan, alone: dict[str, Any]) -> dict[str, Any]:
-    """What `--tree auto` expected of the head alone beside what that reached, and what it expected it from."""
+    """What `--tree auto` expected of the head alone, what the head alone measured now (`reached`), and the plan itself."""
     names = ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup", "nodes_per_round")
-    reached = {**{name: alone[name] for name in names}, "round_ms": alone["round_ms"]["total_ms"]["median"]}
-    return {**asdict(plan), "reached": reached}
+    measured = {**{name: alone[name] for name in names}, "round_ms": alone["round_ms"]["total_ms"]["median"]}
+    return {**asdict(plan), "reached": measured}
 
 
-def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each peer: its rate and time to first token, and how many times as fast ours is, with and without speculation.
+def baseline_metrics(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each baseline: its rate and time to first token, and how many times as fast ours is, with and without speculation.
 
-    agreement: the share of its tokens up to where its answers leave ours; other roundings of the same weights say other things
+    agreement: the share of its tokens before its answers first differ from ours; other roundings of the same weights do differ
     """
-    figures = {}
+    metrics = {}
     fast, slow = (median(_rates(run.turns, name)) for name in (SPECULATIVE, PLAIN))
     for name in names:
         rates = _rates(run.turns, name)
-        figures[name] = {
+        metrics[name] = {
             "tokens_per_second": summary(rates),
             "first_token_ms": _first_token(run.turns, name),
             "new_tokens": sum(len(turn.answers[name][0].tokens) for turn in run.turns),
@@ -110,12 +111,12 @@ def peer_figures(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
             "speculative_ratio": _ratio(fast, median(rates)),
             "plain_ratio": _ratio(slow, median(rates)),
         }
-    return figures
+    return metrics
 
 
 def _agreement(turns: Sequence[Turn], name: str) -> float:
-    told = sum(len(turn.answers[name][0].tokens) for turn in turns)
-    return _ratio(sum(_common(turn.answers[PLAIN][0].tokens, turn.answers[name][0].tokens) for turn in turns), told)
+    generated = sum(len(turn.answers[name][0].tokens) for turn in turns)
+    return _ratio(sum(_common(turn.answers[PLAIN][0].tokens, turn.answers[name][0].tokens) for turn in turns), generated)
 
 
 def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
@@ -161,12 +162,12 @@ def _tau(stats: Sequence[Stats]) -> float:
 
 
 def _tokens_and_rounds(stats: Sequence[Stats]) -> tuple[int, int]:
-    rounds = sum(each.rounds for each in stats)
-    return sum(sum(each.accepted) for each in stats) + rounds, rounds
+    """Emitted tokens after each answer's first one, which its prompt gave, and rounds."""
+    return sum(max(0, each.new_tokens - 1) for each in stats), sum(each.rounds for each in stats)
 
 
 def _tau_interval(turns: Sequence[Turn], name: str) -> list[float] | None:
-    """Turns of one conversation go together: what is drawn anew is a prompt."""
+    """Prompts are resampled: the turns of one conversation stay together."""
     groups = _grouped(turns, lambda turn: turn.prompt.id).values()
     return interval([_tokens_and_rounds(_stats(members, name)) for members in groups])
 
@@ -178,8 +179,8 @@ def _grouped(turns: Sequence[Turn], key: Callable[[Turn], str]) -> dict[str, lis
     return groups
 
 
-def _acceptance(stats: Sequence[Stats], watched: Ours) -> dict[str, Any]:
-    """Shares of rounds: `by_depth` accepted so many or more, `given_the_one_before` of those that accepted one less.
+def _acceptance(stats: Sequence[Stats], head: EngineRunner) -> dict[str, Any]:
+    """Shares of rounds: `by_depth` of all that accepted at least n tokens, `given_the_one_before` of those that accepted n - 1.
 
     `by_rank` is of the head alone.
     """
@@ -191,7 +192,7 @@ def _acceptance(stats: Sequence[Stats], watched: Ours) -> dict[str, Any]:
         "rounds": rounds,
         "by_depth": [_ratio(count, rounds) for count in counts],
         "given_the_one_before": [_ratio(count, base) for count, base in zip(counts, before, strict=False)],
-        "by_rank": watched.ranks.as_dict() if watched.ranks.rounds else None,
+        "by_rank": head.ranks.as_dict() if head.ranks.rounds else None,
     }
 
 
@@ -211,7 +212,7 @@ def _first_token(turns: Sequence[Turn], name: str) -> dict[str, Any]:
     """First turns and later ones apart: a later turn's prompt is processed already up to its new question."""
 
     def over(chosen: Sequence[Turn]) -> dict[str, Any] | None:
-        answers: list[Answer] = [answer for turn in chosen for answer in turn.answers[name]]
+        answers: list[TimedAnswer] = [answer for turn in chosen for answer in turn.answers[name]]
         return summary([1e3 * answer.first_token for answer in answers]) if answers else None
 
     first = [turn for turn in turns if turn.number == 1]
@@ -222,10 +223,10 @@ def _first_token(turns: Sequence[Turn], name: str) -> dict[str, Any]:
 
 def _groups(turns: Sequence[Turn], key: Callable[[Turn], str]) -> list[dict[str, Any]]:
     """Speed-up and tau of each prompt, or of each benchmark."""
-    figures = []
+    metrics = []
     for name, members in _grouped(turns, key).items():
         fast, slow = _rates(members, SPECULATIVE), _rates(members, PLAIN)
-        figures.append(
+        metrics.append(
             {
                 "id": name,
                 "category": members[0].prompt.category,
@@ -239,4 +240,4 @@ def _groups(turns: Sequence[Turn], key: Callable[[Turn], str]) -> list[dict[str,
                 "identical": not find_differences(members),
             }
         )
-    return figures
+    return metrics

@@ -1,4 +1,4 @@
-"""What is measured: something that answers token ids with token ids, and says how long it took."""
+"""Benchmark runner protocol: token ids in, token ids and timings out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from jakiro_bench.recording import Ranks, Watch
+from jakiro_bench.recording import RankCounts, RecordingGraph
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.session import Session
 
 
 @dataclass
-class Answer:
-    """One answer; times in seconds.
+class TimedAnswer:
+    """One answer and its timings, in seconds.
 
     first_token: from the call to the first token
     decode: from the first token to the last
-    stats: our runtime's own figures; None for a peer
+    stats: our runtime's own statistics; None for another runtime
     """
 
     tokens: list[int]
@@ -27,39 +27,41 @@ class Answer:
     stats: Stats | None = None
 
 
-class Contender(Protocol):
-    """Answers greedily, one conversation at a time."""
+class Runner(Protocol):
+    """Something that answers greedily, one conversation at a time."""
 
     name: str
 
-    def answer(self, prompt: Sequence[int], limit: int) -> Answer:
-        """Answer a prompt with at most `limit` tokens, stopping behind an end-of-sequence token."""
+    def answer(self, prompt: Sequence[int], limit: int) -> TimedAnswer:
+        """Answer a prompt with at most `limit` tokens, ending with an end-of-sequence token."""
 
     def reset(self) -> None:
-        """A new conversation: nothing of the one before may be used."""
+        """Begin a new conversation: nothing of the one before may be used."""
 
 
-class Ours:
-    """A session of our runtime."""
+class EngineRunner:
+    """A session of our runtime.
 
-    def __init__(self, name: str, session: Session, watch: Watch | None = None) -> None:
-        self.name, self.session = name, session
-        self.watch = watch
-        self.ranks = Ranks()
+    ranks: of the trees that `recording` recorded, counted while answering
+    """
 
-    def answer(self, prompt: Sequence[int], limit: int) -> Answer:
+    def __init__(self, name: str, session: Session, recording: RecordingGraph | None = None) -> None:
+        self.name, self.session, self.recording = name, session, recording
+        self.ranks = RankCounts()
+
+    def answer(self, prompt: Sequence[int], limit: int) -> TimedAnswer:
         tokens: list[int] = []
         text: list[str] = []
         before = 0
-        for event in self.session.generate(prompt, limit):  # the session's clock stands while we look at an event
+        for chunk in self.session.generate(prompt, limit):  # the session's clock stops while a chunk is looked at
             verified = self.session.stats.verified
-            if tokens and self.watch:
-                self.ranks.count(self.watch.tree(verified - before), event.tokens)
+            if tokens and self.recording:
+                self.ranks.count(self.recording.tree(verified - before), chunk.tokens)
             before = verified
-            tokens += event.tokens
-            text.append(event.text)
+            tokens += chunk.tokens
+            text.append(chunk.text)
         stats = self.session.stats
-        return Answer(tokens, "".join(text), stats.first_token, stats.decode, stats)
+        return TimedAnswer(tokens, "".join(text), stats.first_token, stats.decode, stats)
 
     def reset(self) -> None:
         self.session.reset()

@@ -1,4 +1,4 @@
-"""The figures at a terminal."""
+"""The report at a terminal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def show(data: dict[str, Any], console: Console) -> None:
     if data["detail"].get("host_profile"):
         console.print(_profile(data["detail"]["host_profile"]))
     if data["detail"].get("peers"):
-        console.print(_peers(data["detail"]["peers"]))
+        console.print(_baselines(data["detail"]["peers"]))
     for line in sentences(data):
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def sentences(data: dict[str, Any]) -> list[str]:
-    """What there is to say besides figures in tables; also for the page."""
+    """What the report says besides its tables; also for the page."""
     detail, machine, lines = data["detail"], data["machine"], []
     if far := detail.get("long_context"):
         lines.append(
@@ -54,11 +54,11 @@ def sentences(data: dict[str, Any]) -> list[str]:
     lines.append(f"A round costs {steps:.2f} plain steps, {100 * detail['host_share']:.1f} % of it on the host.")
     if alone := detail["head_alone"]:
         lines.append(
-            f"{detail['looked_up_per_round']:.2f} tokens a round were looked up and not drafted; the head alone: speed-up "
-            f"{alone['speedup']:.2f}x, tau {alone['tau']:.2f}."
+            f"{detail['looked_up_per_round']:.2f} tokens a round came from n-grams and not from the head; the head alone: "
+            f"speed-up {alone['speedup']:.2f}x, tau {alone['tau']:.2f}."
         )
     if between := detail["tau_interval"]:
-        lines.append("Other such prompts: tau {:.2f} to {:.2f} in 95 % of cases, by drawing these anew.".format(*between))
+        lines.append("95 % interval of tau, by resampling the prompts: {:.2f} to {:.2f}.".format(*between))
     answers = f"{detail['answers']} answers, {data['settings']['repeats']} repeats"
     lines.append(f"speed-up {data['speedup']:.2f}x, tau {data['tau']:.2f}, {answers}")
     if data["identical"]:
@@ -79,8 +79,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _spread(figure: dict[str, Any] | None, digits: int = 1) -> str:
-    return f"{figure['median']:.{digits}f} ± {figure['mad']:.{digits}f}" if figure else "-"
+def _spread(values: dict[str, Any] | None, digits: int = 1) -> str:
+    return f"{values['median']:.{digits}f} ± {values['mad']:.{digits}f}" if values else "-"
 
 
 def _speed(data: dict[str, Any]) -> Table:
@@ -98,7 +98,7 @@ def _speed(data: dict[str, Any]) -> Table:
     return table
 
 
-def _mode(figures: dict[str, Any], rate: dict[str, Any], detail: dict[str, Any], first: dict[str, Any] | None) -> dict[str, str]:
+def _mode(totals: dict[str, Any], rate: dict[str, Any], detail: dict[str, Any], first: dict[str, Any] | None) -> dict[str, str]:
     """The column of one way of decoding, by row."""
     parts = {f"{part}, ms a round": (f"{part}_ms", 2 if part == "host" else 1) for part in ("draft", "target", "host", "total")}
     return {
@@ -106,7 +106,7 @@ def _mode(figures: dict[str, Any], rate: dict[str, Any], detail: dict[str, Any],
         "first token, ms": _spread(first["first_turns"]) if first else "",
         "... in later turns": _spread(first["later_turns"]) if first else "",
         **{name: _spread(detail["round_ms"][part], digits) for name, (part, digits) in parts.items()},
-        "tau, tokens per target pass": f"{figures['tau']:.2f}",
+        "tau, tokens per target pass": f"{totals['tau']:.2f}",
         "nodes verified, a round": f"{detail['nodes_per_round']:.1f}" if "nodes_per_round" in detail else "",
         "drafts, a round": f"{detail['drafts_per_round']:.2f}" if "drafts_per_round" in detail else "",
     }
@@ -146,10 +146,10 @@ def _profile(profile: dict[str, Any]) -> Table:
     return table
 
 
-def _peers(peers: dict[str, dict[str, Any]]) -> Table:
-    table = _table("Peers", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain", "tokens", "like ours")
-    for name, figures in peers.items():
-        ratios = [f"{figures[key]:.2f}x" for key in ("speculative_ratio", "plain_ratio")]
-        times = (_spread(figures["tokens_per_second"]), _spread(figures["first_token_ms"]["first_turns"]))
-        table.add_row(escape(name), *times, *ratios, str(figures["new_tokens"]), f"{100 * figures['agreement']:.0f} %")
+def _baselines(peers: dict[str, dict[str, Any]]) -> Table:
+    table = _table("Other runtimes", "", "tokens/s", "first token, ms", "ours, speculative", "ours, plain", "tokens", "like ours")
+    for name, measured in peers.items():
+        ratios = [f"{measured[key]:.2f}x" for key in ("speculative_ratio", "plain_ratio")]
+        times = (_spread(measured["tokens_per_second"]), _spread(measured["first_token_ms"]["first_turns"]))
+        table.add_row(escape(name), *times, *ratios, str(measured["new_tokens"]), f"{100 * measured['agreement']:.0f} %")
     return table

@@ -11,6 +11,8 @@ import jakiro_bench.cli
 import jakiro_export.cli.build
 import jakiro_export.cli.export
 import jakiro_export.cli.inspect
+import jakiro_export.training.cli
+import jakiro_export.training.compare
 import jakiro_runtime.cli
 from paths import ROOT
 
@@ -20,8 +22,11 @@ COMMANDS: dict[str, click.Command] = {
     "jakiro-inspect": jakiro_export.cli.inspect.main,
     "jakiro-bench": jakiro_bench.cli.main,
     "jakiro-run": jakiro_runtime.cli.main,
+    "jakiro-train": jakiro_export.training.cli.main,
+    "jakiro_export.training.compare": jakiro_export.training.compare.main,
 }
-DOCUMENTS = ["README.md", "docs/jetson.md", "docs/performance.md", "plugins/README.md", "CONTRIBUTING.md"]
+PAGES = [file.relative_to(ROOT).as_posix() for file in (ROOT / "examples").rglob("*.md")]
+DOCUMENTS = ["README.md", "docs/jetson.md", "docs/performance.md", "plugins/README.md", "CONTRIBUTING.md", *sorted(PAGES)]
 
 
 def wrong(text: str) -> list[str]:

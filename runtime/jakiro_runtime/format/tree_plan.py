@@ -24,7 +24,7 @@ class TreePlan:
     shape: what was chosen: depth, top_k and nodes
     considered: the shapes that were compared, best first
     measured: on what: processor, threads, how many answers and tokens; `others`: the share of the processors that other programs
-        took meanwhile
+        took meanwhile; `stable`: whether decoding came to what was expected, at the latest when all was measured again
     """
 
     rows: list[int]
@@ -72,6 +72,11 @@ class TreePlan:
         )
         if result:
             words += f"; reached {result['tau']:.2f}, {result['tokens_per_second']:.1f} and {result['speedup']:.2f}"
+        if not self.measured.get("stable", True):
+            words += (
+                ". Measured again, it still came to something else than expected: this machine's speed changes too much from one "
+                "minute to the next for a choice to rely on"
+            )
         if others is not None and others > _BUSY:
             words += (
                 f". Other programs took {100 * others:.0f} % of the processors meanwhile: for a choice to rely on, export again "

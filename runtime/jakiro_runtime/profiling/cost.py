@@ -1,4 +1,4 @@
-"""What one target pass costs, by the rows it processes and the context behind them."""
+"""Cost of a target pass by the rows it processes and the context before them; the machine's memory bandwidth."""
 
 from __future__ import annotations
 
@@ -9,58 +9,101 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_bench.metrics import summary
+from jakiro_runtime.backends import Array
 from jakiro_runtime.decoding.target_runner import TargetRunner
 from jakiro_runtime.engine import Engine
+from jakiro_runtime.profiling.statistics import summary
 
 ROWS = (1, 2, 4, 8, 16, 32)
 PASTS = (64, 512, 4096)
+REPEATS = 7
+
+
+class TimedPass:
+    """Target passes of one sequence after a context of `past` tokens, each timed.
+
+    features: of the last pass's rows, as the target gives them
+
+    Its cache holds noise: memory that was never written would be read from one page of zeros.
+    """
+
+    def __init__(self, engine: Engine, past: int, most_rows: int) -> None:
+        self._runner = TargetRunner(engine.bundle.target, engine.manifest)
+        cache = self._runner.cache
+        cache.reserve(past + max(2, most_rows))
+        noise = np.random.default_rng(0).standard_normal(cache.keys.shape[-2:], dtype=np.float32)
+        cache.keys[...] = noise
+        cache.values[...] = noise
+        cache.lengths[0] = past
+        self.past, self.capacity = past, cache.capacity
+        self.features: Array | None = None
+        self.bytes_read = cache.keys.nbytes + cache.values.nbytes
+
+    def milliseconds(self, rows: int) -> float:
+        """One pass of `rows` rows in a chain; nothing of it is kept."""
+        tokens, chain = np.ones((1, rows), np.int64), np.tri(rows, dtype=bool)[None]
+        started = time.perf_counter()
+        output = self._runner.run(tokens, np.arange(rows)[None], chain, logits=False)
+        taken = 1e3 * (time.perf_counter() - started)
+        self.features = output.features
+        return taken
+
+
+def pass_times(
+    engine: Engine,
+    repeats: int,
+    rows: Sequence[int],
+    pasts: Sequence[int],
+    progress: Callable[[int], None] = lambda repeats: None,
+) -> dict[TimedPass, np.ndarray]:
+    """Milliseconds of target passes, [repeats, len(rows)] after each context; contexts that do not fit the engine are skipped.
+
+    All sizes take turns, so that a slow moment of the machine falls on all of them.
+    """
+    room = engine.manifest.model.max_context - max(rows)
+    passes = [TimedPass(engine, past, max(rows)) for past in pasts if past <= room]
+    times = {each: np.zeros((repeats, len(rows))) for each in passes}
+    for each in passes:
+        for count in [count for _ in range(2) for count in rows]:  # the first passes of a shape allocate
+            each.milliseconds(count)
+    for repeat in range(repeats):
+        for each in passes:
+            each.milliseconds(rows[0])  # puts its cache where the other one's was
+            times[each][repeat] = [each.milliseconds(count) for count in rows]
+            progress(1)
+    return times
 
 
 def cost_by_rows(
     engine: Engine,
-    repeats: int = 7,
+    repeats: int = REPEATS,
     rows: Sequence[int] = ROWS,
     pasts: Sequence[int] = PASTS,
-    progress: Callable[[int], None] = lambda calls: None,
+    progress: Callable[[int], None] = lambda repeats: None,
 ) -> list[dict[str, Any]]:
-    """Time target calls of several sizes behind several contexts, taking turns; contexts that do not fit are left out.
+    """Target passes of several sizes after several contexts, for a report.
 
     Returns:
-        for each context: past and capacity (slots), bytes_read (of the cache, a call), ms by rows
+        for each context: past and capacity (slots), bytes_read (of the cache, a pass), ms by rows
     """
-    table = []
-    for past in pasts:
-        if past + max(rows) > engine.manifest.model.max_context:
-            continue
-        call = _call_behind(engine, past, max(rows))
-        times: dict[int, list[float]] = {count: [] for count in rows}
-        for repeat in range(repeats + 1):
-            for count in rows:
-                tokens, chain = np.ones((1, count), np.int64), np.tri(count, dtype=bool)[None]
-                started = time.perf_counter()
-                call.run(tokens, np.arange(count)[None], chain, logits=False)
-                if repeat:  # the first one allocates
-                    times[count].append(1e3 * (time.perf_counter() - started))
-            progress(1)
-        table.append(
-            {
-                "past": past,
-                "capacity": call.cache.capacity,
-                "bytes_read": call.cache.keys.nbytes + call.cache.values.nbytes,
-                "ms": {str(count): summary(values) for count, values in times.items()},
-            }
-        )
-    return table
+    return [
+        {
+            "past": each.past,
+            "capacity": each.capacity,
+            "bytes_read": each.bytes_read,
+            "ms": {str(count): summary(values) for count, values in zip(rows, times.T.tolist(), strict=True)},
+        }
+        for each, times in pass_times(engine, repeats, rows, pasts, progress).items()
+    ]
 
 
 def long_context(table: Sequence[dict[str, Any]], rows: int, gigabytes_per_second: float) -> dict[str, Any] | None:
-    """A verification behind the longest context against the shortest, and what of it reading the cache explains.
+    """A verification after the longest context against one after the shortest, and how much of that reading the cache explains.
 
     Args:
         table: of `cost_by_rows`
         rows: of a verification; the next larger count that was measured is taken
-        gigabytes_per_second: what this machine reads from memory
+        gigabytes_per_second: the machine's memory bandwidth
     """
     if len(table) < 2:
         return None
@@ -83,7 +126,7 @@ def long_context(table: Sequence[dict[str, Any]], rows: int, gigabytes_per_secon
 
 
 def read_speed(threads: int, megabytes: int = 256, repeats: int = 3) -> float:
-    """Gigabytes per second that this many threads read from memory, together; the best of a few tries."""
+    """Gigabytes per second that this many threads read from memory together; the max over repeats."""
     data = np.ones(megabytes * 1_000_000 // 8)
     parts = np.array_split(data, threads)
     best = 0.0
@@ -93,14 +136,3 @@ def read_speed(threads: int, megabytes: int = 256, repeats: int = 3) -> float:
             list(pool.map(np.max, parts))
             best = max(best, data.nbytes / 1e9 / (time.perf_counter() - started))
     return best
-
-
-def _call_behind(engine: Engine, past: int, rows: int) -> TargetRunner:
-    """A target call whose cache holds noise: memory that was never written would be read from one page of zeros."""
-    call = TargetRunner(engine.bundle.target, engine.manifest)
-    call.cache.reserve(past + max(2, rows))
-    noise = np.random.default_rng(0).standard_normal(call.cache.keys.shape[-2:], dtype=np.float32)
-    call.cache.keys[...] = noise
-    call.cache.values[...] = noise
-    call.cache.lengths[0] = past
-    return call

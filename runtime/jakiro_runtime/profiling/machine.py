@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Description of the machine: processor, cores, memory, versions, and how busy it is."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-class Others:
-    """How much of the processors other programs take, from its making on."""
+class OtherLoad:
+    """How much of the processors other programs take, counted from its creation on."""
 
     def __init__(self) -> None:
         self._before = _processor_seconds()

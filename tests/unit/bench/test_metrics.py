@@ -1,15 +1,12 @@
-"""The arithmetic of jakiro-bench, without an engine: rates, spreads, intervals, bars."""
+"""Pooled rates and intervals, without an engine."""
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 import pytest
 
-from jakiro_bench import svg
-from jakiro_bench.metrics import interval, rate, summary
-from jakiro_bench.runners import Answer
+from jakiro_bench.metrics import interval, rate
+from jakiro_bench.runners import TimedAnswer
 
 
 def test_an_interval_of_a_ratio_is_as_wide_as_its_parts_are_unlike() -> None:
@@ -27,15 +24,6 @@ def test_an_interval_of_a_ratio_is_as_wide_as_its_parts_are_unlike() -> None:
     assert interval(parts[:7]) is None
 
 
-def test_rates_are_pooled_and_spreads_are_medians() -> None:
-    answers = [Answer([1] * 11, "", 9.0, 1.0), Answer([1] * 31, "", 9.0, 9.0), Answer([1], "", 9.0, 0.5)]
+def test_rates_are_pooled() -> None:
+    answers = [TimedAnswer([1] * 11, "", 9.0, 1.0), TimedAnswer([1] * 31, "", 9.0, 9.0), TimedAnswer([1], "", 9.0, 0.5)]
     assert rate(answers) == pytest.approx(40 / 10)
-    figures = summary([1.0, 9.0, 2.0])
-    assert (figures["median"], figures["mad"], figures["min"], figures["max"]) == (2.0, 1.0, 1.0, 9.0)
-
-
-def test_bars_are_as_high_as_their_values() -> None:
-    drawing = svg.bars(["<a>", "b"], {"x": [2.0, 1.0]}, "ms")
-    heights = [float(height) for height in re.findall(r'<rect class="c0"[^>]* height="([\d.]+)"', drawing)]
-    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
-    assert "<a>" not in drawing

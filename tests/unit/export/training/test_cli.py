@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
 import signal
@@ -14,14 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import tiny
 from answers import run
 from jakiro_export.checkpoints.target import load_target
-from jakiro_export.errors import ExportError, UsageError
-from jakiro_export.training.console import in_work
-from jakiro_export.training.init_checkpoint import loaded
 from jakiro_runtime import Engine
 from paths import ROOT
 
@@ -127,13 +123,6 @@ def test_a_second_process_does_not_touch_the_work_of_the_first(tiny_target: Path
     assert [file.name for file in work.iterdir()] == ["lock"]
 
 
-def test_a_full_disk_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left, in_work(tmp_path / "work"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert left.value.code == 1
-    assert "The disk is full; once there is room, the same command goes on" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_it_begins_with_a_published_head(tiny_target: Path, tiny_head: Path, tmp_path: Path) -> None:
     """At a learning rate of zero what comes out is what went in, once rounded to fp16."""
@@ -143,31 +132,3 @@ def test_it_begins_with_a_published_head(tiny_target: Path, tiny_head: Path, tmp
     given, out = load_file(tiny_head / "model.safetensors"), load_file(tmp_path / "head" / "model.safetensors")
     assert set(given) == set(out)
     assert all(np.array_equal(given[name].astype(np.float16), out[name]) for name in given)
-
-
-@pytest.mark.parametrize(
-    ("changes", "inner", "mixture", "sentence"),
-    [
-        ({"num_attention_heads": 3, "head_dim": 8}, None, True, "has heads = 3, but 6 fits the target"),
-        ({"intermediate": 96}, 48, True, "has inner = 96, but 48 was asked for"),
-        ({"qkv_bias": True}, None, True, "has a bias in its attention"),
-        ({"bias": False}, None, True, "has no fc.bias"),
-        ({}, None, False, "is a mixture"),
-    ],
-)
-def test_a_head_that_cannot_be_gone_on_with_gets_a_sentence(
-    changes: dict[str, object], inner: int | None, mixture: bool, sentence: str, tmp_path: Path
-) -> None:
-    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
-    head = tiny.make_head(tmp_path / "head", **changes)
-    with pytest.raises(UsageError, match=sentence):
-        loaded(head, shape, inner, mixture)
-
-
-def test_a_damaged_head_gets_a_sentence(tmp_path: Path) -> None:
-    shape = {"hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "inner": 48, "norm_eps": 1e-6, "rope_theta": 1e4}
-    tensors = load_file(tiny.make_head(tmp_path / "head") / "model.safetensors")
-    assert loaded(tmp_path / "head", shape, None)[0].inner == 48
-    save_file({name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, tmp_path / "head" / "model.safetensors")
-    with pytest.raises(ExportError, match=r"lacks the tensor fc.bias, expected with shape \[48\]"):
-        loaded(tmp_path / "head", shape, None)

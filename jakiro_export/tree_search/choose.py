@@ -1,0 +1,138 @@
+"""The tree that decodes fastest on this machine: acceptance from eager torch, milliseconds from the graphs that were written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jakiro_export.errors import ExportError
+from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.tree_search.costs import (
+    draft_cost,
+    expected_decoding,
+    host_cost,
+    measured_decoding,
+    reference_ms,
+    repeat_until,
+    target_costs,
+    warm_up,
+)
+from jakiro_export.tree_search.search import Candidate, Search
+from jakiro_export.tree_search.shapes import TreeConstraints
+from jakiro_export.tree_search.texts import Text, calibration_texts
+from jakiro_export.tree_search.traces import DraftCall, engine_draft, trace
+from jakiro_runtime.engine import Engine
+from jakiro_runtime.format.tree_plan import TreePlan
+from jakiro_runtime.profiling import machine
+
+_ANSWERS, _NEW_TOKENS = 16, 56
+_WRITES = 2  # draft graphs written next to the first one while searching
+_ATTEMPTS, _SECONDS = 3, 25.0  # measuring again, where expectation and result disagree
+
+
+def choose_tree(
+    write: Callable[[TreeShape], Engine],
+    eager: Callable[[TreeShape], DraftCall],
+    start: TreeShape,
+    constraints: TreeConstraints,
+    max_top_k: int,
+    searchable: bool,
+) -> tuple[TreeShape, TreePlan]:
+    """Find the fastest tree, and leave its draft graph written.
+
+    Costs are measured and the tree is chosen again while decoding with it does not come to what was expected: then the machine's
+    speed changed between the two, and the choice rests on costs of another moment.
+
+    Args:
+        write: writes the draft graph of a shape and opens the engine
+        eager: the draft phase of a shape in torch
+        start: a shape to begin with
+        max_top_k: the number of tokens that the head may propose
+        searchable: False for a head with a tree of its own, of which only the number of nodes is chosen, round by round
+
+    Raises:
+        ExportError: the target says next to nothing
+    """
+    other_load = machine.OtherLoad()
+    engine = write(start)
+    texts = calibration_texts(engine, _ANSWERS, _NEW_TOKENS)
+    if not texts:
+        raise ExportError(
+            "The target answers the calibration prompts with next to nothing; give the tree with --depth and --nodes."
+        )
+    chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, searchable)
+    attempts = repeat_until(chooser.attempt, _SECONDS, _ATTEMPTS)
+    measured = {
+        "answers": len(texts),
+        "tokens": sum(len(text.tokens) - text.first for text in texts),
+        "others": other_load.share(),
+        "stable": attempts > 0,
+    }
+    return chooser.shape, replace(chooser.plan, measured=measured)
+
+
+class _Chooser:
+    """One search, which may be repeated with costs measured anew; traces and timed draft phases are kept.
+
+    shape, plan: of the last attempt, whose draft graph is the one that is written
+    """
+
+    def __init__(
+        self,
+        write: Callable[[TreeShape], Engine],
+        engine: Engine,
+        start: TreeShape,
+        texts: Sequence[Text],
+        eager: Callable[[TreeShape], DraftCall],
+        constraints: TreeConstraints,
+        max_top_k: int,
+        searchable: bool,
+    ) -> None:
+        self.shape, self._engine = start, engine
+        self._write, self._texts, self._searchable = write, texts, searchable
+        self._search = Search(texts, eager, constraints, start, max_top_k)
+        self.plan = self._search.plan
+
+    def attempt(self) -> bool:
+        """Measure, choose, and decode with the choice; whether that comes to what was expected."""
+        warm_up(self._engine)
+        costs = target_costs(self._engine)
+        self._search.plan = replace(costs, host_ms=round(host_cost(self._engine, self._texts[0]) * reference_ms(costs), 3))
+        considered = self._choose() if self._searchable else []
+        draft = engine_draft(self._engine)
+        traces = [trace(draft, text) for text in self._texts]
+        found = self._search.candidate(self.shape, traces, draft_cost(self._engine))
+        expected = expected_decoding(found.plan, found.outcome)
+        planned = Engine(self._engine.bundle.replace(manifest=replace(self._engine.manifest, tree=found.plan)))
+        result = measured_decoding(planned, self._texts)
+        rounds = max(1, found.outcome.rounds)
+        self.plan = replace(
+            found.plan,
+            expected={
+                **expected.as_dict(),
+                "round_ms": round(found.outcome.time / rounds, 4),
+                "nodes_per_round": round(found.outcome.nodes / rounds, 4),
+            },
+            considered=[each.as_dict() for each in considered],
+            shape={"depth": self.shape.depth, "top_k": self.shape.top_k, "nodes": self.shape.nodes},
+            result=result.as_dict(),
+        )
+        return result.agrees(expected)
+
+    def _choose(self) -> list[Candidate]:
+        """Search, timing the draft phases of the most promising shapes; the best one is written. What was considered."""
+        search = self._search
+        search.draft_costs[self.shape.depth, self.shape.top_k] = draft_cost(self._engine)
+        for _ in range(_WRITES):
+            best = search.ranking()[0].shape
+            if (best.depth, best.top_k) in search.draft_costs:
+                break
+            self._open(search.smallest(best))
+            search.draft_costs[best.depth, best.top_k] = draft_cost(self._engine)
+        considered = search.ranking()
+        self._open(search.smallest(search.best_measured().shape))
+        return considered
+
+    def _open(self, shape: TreeShape) -> None:
+        if shape != self.shape:
+            self._engine, self.shape = self._write(shape), shape
