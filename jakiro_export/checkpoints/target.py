@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from jakiro_export.checkpoints.store import MemoryStore, SafetensorsStore, TensorStore
+from jakiro_export.checkpoints.json_file import read_object
+from jakiro_export.checkpoints.memory import MemoryStore
+from jakiro_export.checkpoints.safetensors import SafetensorsStore
+from jakiro_export.checkpoints.store import TensorStore
 from jakiro_export.errors import ExportError, UsageError
 
 
@@ -54,6 +57,22 @@ class Target:
                 return name
         raise ExportError(f"The target's checkpoint in {self.path} lacks the tensor {parameter}.")
 
+    def embedding_name(self) -> str:
+        """The name in the checkpoint of the token embedding, [vocab, hidden]."""
+        return self.tensor_name("model.embed_tokens.weight")
+
+    def projection_name(self) -> str:
+        """The name in the checkpoint of the projection to logits, [vocab, hidden]: the embedding's where it is tied."""
+        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        return self.embedding_name() if tied else self.tensor_name("lm_head.weight")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learned; a tied embedding counts once."""
+        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        shapes = self.store.shapes().items()
+        return sum(prod(shape) for name, shape in shapes if not (tied and name == "lm_head.weight"))
+
     def eos_token_ids(self) -> list[int]:
         """The tokens that end an answer, from the generation configuration or, failing that, the model's."""
         ids = self.generation_config().get("eos_token_id")
@@ -63,14 +82,17 @@ class Target:
         return [int(n) for n in ids] if isinstance(ids, Iterable) else [int(ids)]
 
     def generation_config(self) -> dict[str, Any]:
+        """The folder's `generation_config.json`; empty where there is none. Raises ExportError where it is damaged."""
         file = self.folder / "generation_config.json"
-        return json.loads(file.read_text()) if file.is_file() and not self.gguf else {}
+        if self.gguf or not file.is_file():
+            return {}
+        return read_object(file, "The target's generation configuration")
 
     def tokenizer(self) -> Any:
         try:
             return AutoTokenizer.from_pretrained(self.folder, **self.gguf)
         except (OSError, ValueError, KeyError) as error:
-            raise ExportError(f"No usable tokenizer beside the target in {self.folder}: {_first(error)}") from error
+            raise ExportError(f"There is no usable tokenizer with the target in {self.folder}: {_first(error)}") from error
 
 
 def load_target(path: Path, name: str) -> Target:
@@ -101,7 +123,10 @@ def _safetensors(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("model.safetensors"))
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    places = read_object(index, "The target's index").get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ExportError(f"The target's index {index} lacks its weight_map: which tensor lies in which file; download it again.")
+    names = sorted(set(places.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise ExportError(f"The target in {folder} is incomplete: its index names {missing[0]}, which is not there.")

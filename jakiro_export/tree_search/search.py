@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search import simulate
 from jakiro_export.tree_search.texts import Text, answers
 from jakiro_export.tree_search.trees import Grown, Phase, engine_phase, grow

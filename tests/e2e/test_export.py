@@ -15,7 +15,7 @@ import tiny
 from jakiro_export.cli import export as cli
 from jakiro_export.cli.export import main
 from jakiro_export.errors import ExportError
-from jakiro_export.verification import verify
+from jakiro_export.verification import check as verification_check
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.errors import UsageError as RuntimeUsageError
 from jakiro_runtime.format.integrity import check_integrity
@@ -183,7 +183,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 def test_a_failed_check_leaves_nothing(
     tmp_path: Path, tiny_target: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify.TOLERANCE, "fp32", 1e-12)
+    monkeypatch.setitem(verification_check.TOLERANCE, "fp32", 1e-12)
     code, output = invoke("-d", tiny_head, "-t", tiny_target, "-o", tmp_path / "e", "--depth", 2, "--nodes", 8)
     assert code == 1
     assert "checks failed" in output

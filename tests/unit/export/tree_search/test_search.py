@@ -11,16 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from jakiro_export.checkpoints.head import load_head
-from jakiro_export.checkpoints.target import load_target
 from jakiro_export.cli.export import main
-from jakiro_export.graphs import GraphOptions
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search import search as choose
 from jakiro_export.tree_search import simulate, texts
 from jakiro_export.tree_search.search import Given, Search
 from jakiro_export.tree_search.trees import Grown, Phase, accepted, engine_phase, grow, torch_phase
-from jakiro_export.verification.verify import load_draft
+from jakiro_export.verification.draft import load_draft
 from jakiro_runtime import Engine
 from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.format.tree_plan import TreePlan
@@ -74,8 +71,7 @@ def test_the_reckoning_is_what_decoding_does(engine: Engine, calibration: list[t
 def test_torch_and_the_engine_grow_the_same_trees(
     engine: Engine, calibration: list[texts.Text], tiny_target: Path, tiny_head: Path
 ) -> None:
-    options = GraphOptions("fp32", "fp32", True, 23, TreeShape(3, 4, 12), None)
-    module = load_draft(load_head(tiny_head, "head"), load_target(tiny_target, "target"), options)
+    module = load_draft(tiny.draft_plan(tiny_target, tiny_head, TreeShape(3, 4, 12)))
     ours, theirs = grow(torch_phase(module, 2, 8, 4), calibration[0]), grow(engine_phase(engine), calibration[0])
     assert np.abs(ours.scores - theirs.scores).max() < 1e-3
     assert ours.ranks == theirs.ranks
@@ -146,9 +142,7 @@ def test_the_search_takes_deep_trees_where_drafting_is_cheap(monkeypatch: pytest
 @pytest.mark.slow
 def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_head: Path) -> None:
     """One whole export, its depth and top_k given to keep it short."""
-    out = tiny.make_engine(
-        tmp_path / "engine", tiny_target, tiny_head, depth=1, top_k=3, nodes=12, verify=False, auto=Given(1, 3, None)
-    )
+    out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, depth=1, top_k=3, nodes=None, verify=False, tree="auto")
     manifest = Manifest.read(out)
     plan, draft = manifest.tree, manifest.draft
     assert plan is not None
