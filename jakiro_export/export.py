@@ -48,6 +48,7 @@ def export(options: ExportOptions, report: Report) -> Manifest:
     place = destination(options.out)
     with report.step("Reading checkpoints"):
         target = load_target(locate(options.target, "target"), options.target)
+        target.tokenizer()
         head = load_head(locate(options.draft, "head"), options.draft)
     plan = make_plan(options, target, head)
     report.found(plan.summary())
@@ -73,7 +74,9 @@ def export(options: ExportOptions, report: Report) -> Manifest:
         checks = _check(folder, plan, report)
         manifest = replace(
             plan.manifest(),
-            files={file.name: record(file) for file in sorted(folder.iterdir())},
+            files={
+                str(file.relative_to(folder).as_posix()): record(file) for file in sorted(folder.rglob("*")) if file.is_file()
+            },
             checks=[check.as_dict() for check in checks],
             tree=chosen,
         )
@@ -89,7 +92,7 @@ def _write_tokenizer(target: Target, folder: Path) -> None:
     target.tokenizer().save_pretrained(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ExportError(f"The tokenizer of {target.path} has no fast form (tokenizer.json), which the runtime needs.")
-    generation = {"eos_token_id": target.eos_token_ids(), **target.generation_config()}
+    generation = {"eos_token_id": target.eos_token_ids(), **target.generation}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

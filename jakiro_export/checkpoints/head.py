@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jakiro_export.checkpoints import plain
 from jakiro_export.checkpoints.json_file import read_object
 from jakiro_export.checkpoints.memory import read_pickled
 from jakiro_export.checkpoints.safetensors import SafetensorsStore
@@ -59,6 +60,7 @@ def read_head(path: Path, name: str) -> HeadCheckpoint:
     if not (path / "config.json").is_file():
         raise UsageError(f"The head {path} is not a folder with a config.json and weights.")
     config = read_object(path / "config.json", "The head's configuration")
+    plain.check_config(config.get("quantization_config"), path)
     safetensors, pickled = path / "model.safetensors", path / "pytorch_model.bin"
     if safetensors.is_file():
         return HeadCheckpoint(name, path, config, SafetensorsStore([safetensors]))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from jakiro_export.artifact.weights import Picked, Stored, Weight
+from jakiro_export.checkpoints import plain
 from jakiro_export.checkpoints.head import HeadCheckpoint
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.errors import ExportError
@@ -75,6 +76,7 @@ class DraftHead(ABC):
                 raise ExportError(f"{what} lacks the tensor {name}, expected with shape {list(shape)}.")
             if shapes[name] != shape:
                 raise ExportError(f"{what}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}.")
+        plain.check_tensors(checkpoint.store, expected, checkpoint.path)
         extra = [name for name in shapes if name not in expected and not name.startswith(cls.ignored)]
         if extra:
             raise ExportError(f"{what} has a tensor {extra[0]} that published ones do not have.")

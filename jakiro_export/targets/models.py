@@ -22,7 +22,9 @@ def build_meta(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     try:
         with torch.device("meta"):
             # a copy: transformers notes the attention in the configuration it is given
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation=ATTENTION, dtype=dtype, trust_remote_code=False
+            )
     except (ValueError, KeyError, AttributeError) as error:
         raise ExportError(
             f"The target's architecture {families.architecture(config)} is not one this exporter can trace ({error}); "
