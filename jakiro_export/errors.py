@@ -1,4 +1,4 @@
-"""What a user sees of an export as a sentence."""
+"""Errors of an export: each is a sentence for the user."""
 
 from jakiro_runtime.errors import UserError
 

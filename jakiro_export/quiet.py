@@ -1,4 +1,4 @@
-"""Libraries that talk while they work, asked not to: the exporter says what a user needs."""
+"""Silence for libraries that print while they work; the exporter says what a user needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the exporter says while it works. Bars and colours at a terminal; plain lines in a log."""
+"""Progress report of an export. Bars and colours at a terminal; plain lines in a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jakiro_export.verification.verify import Check
+from jakiro_export.verification.check import Check
 
 
 class Report:

@@ -88,19 +88,19 @@ def tiny_int8(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_numerical(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
     """The same without exact sums."""
-    return once("tiny-numerical", lambda out: tiny.make_engine(out, tiny_target, tiny_head, bitwise=False, verify=False))
+    return once("tiny-numerical", lambda out: tiny.make_engine(out, tiny_target, tiny_head, equality="numerical", verify=False))
 
 
 @pytest.fixture(scope="session")
 def half_engine(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
     """The same for GPUs: halves, numerical."""
-    return once("half-engine", lambda out: tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", bitwise=False))
+    return once("half-engine", lambda out: tiny.make_engine(out, tiny_target, tiny_head, precision="fp16", equality="numerical"))
 
 
 @pytest.fixture(scope="session")
 def tiny_jetpack_6(once: Once, tiny_target: Path, tiny_head: Path) -> Path:
     """The same as TensorRT 10.3 parses it: opset 20. The head proposes a fifth of the tokens."""
-    settings = {"precision": "fp16", "bitwise": False, "opset": 20, "draft_vocab": 64}
+    settings = {"precision": "fp16", "equality": "numerical", "opset": 20, "draft_vocab": 64}
     return once("tiny-jetpack-6", lambda out: tiny.make_engine(out, tiny_target, tiny_head, **settings))
 
 

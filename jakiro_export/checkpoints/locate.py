@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from jakiro_export.checkpoints.aliases import ALIASES
+from jakiro_export.checkpoints import aliases
 from jakiro_export.errors import ExportError, UsageError
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -19,7 +19,7 @@ def locate(name: str, role: str) -> Path:
 
     Args:
         name: a local folder or GGUF file, an alias, or a hub id
-        role: "target" or "head", which column of the alias table to read
+        role: "target" or "head": which aliases are meant
 
     Returns:
         a folder, or a `.gguf` file
@@ -31,13 +31,14 @@ def locate(name: str, role: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name in ALIASES:
-        return _resolve(getattr(ALIASES[name], role), role)
+    known = aliases.names(role)
+    if name in known:
+        return _resolve(known[name], role)
     if _HUB_ID.match(name) and not name.startswith("."):
         return _from_hub(name)
     raise UsageError(
         f"The {role} {name!r} is neither a folder or file here, nor a hub id (owner/name), nor one of the aliases "
-        f"{', '.join(ALIASES)}."
+        f"{', '.join(known)}."
     )
 
 

@@ -1,34 +1,14 @@
 """Tensors by name, read a few rows at a time.
 
-A 7B target has matrices of hundreds of megabytes; the exporter never holds one whole. `rows(name, start, stop)` reads with
-plain file reads, not a memory map, because pages of a map that were touched count as resident memory.
+A 7B target has matrices of hundreds of megabytes; the exporter never holds one whole.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Protocol
 
-import ml_dtypes
 import numpy as np
-
-from jakiro_export.errors import ExportError
-
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-_MAX_HEADER = 100 * 1024 * 1024
 
 
 class TensorStore(Protocol):
@@ -42,78 +22,3 @@ class TensorStore(Protocol):
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start:stop` of a tensor, [stop - start, ...], in its stored element type."""
-
-
-class SafetensorsStore:
-    """The tensors of one or more safetensors files.
-
-    Raises:
-        ExportError: a file is truncated, or its header does not describe its bytes.
-    """
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._entries: dict[str, tuple[Path, int, tuple[int, ...], np.dtype]] = {}
-        for file in files:
-            self._read_header(Path(file))
-
-    def _read_header(self, file: Path) -> None:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise ExportError(f"{file} is not a complete safetensors file: {size} bytes, header of {length} bytes.")
-            try:
-                header = json.loads(stream.read(length))
-            except ValueError as error:
-                raise ExportError(f"{file} is not a safetensors file: its header is not JSON ({error}).") from error
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            try:
-                dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-                begin, end = (int(n) for n in entry["data_offsets"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ExportError(f"{file}: the header entry of tensor {name} is unusable ({error!r}).") from error
-            expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            if begin < 0 or end - begin != expected or min(shape, default=0) < 0:
-                raise ExportError(f"{file}: tensor {name} claims {end - begin} bytes where its shape needs {expected}.")
-            if 8 + length + end > size:
-                raise ExportError(
-                    f"{file} is truncated: tensor {name} ends at byte {8 + length + end}, the file at {size}; download it again."
-                )
-            self._entries[name] = (file, 8 + length + begin, shape, dtype)
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: entry[2] for name, entry in self._entries.items()}
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._entries[name][3]
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        file, offset, shape, dtype = self._entries[name]
-        width = int(np.prod(shape[1:], dtype=np.int64))
-        with file.open("rb") as stream:
-            stream.seek(offset + start * width * dtype.itemsize)
-            data = np.fromfile(stream, dtype, (stop - start) * width)
-        return data.reshape(stop - start, *shape[1:])
-
-
-class MemoryStore:
-    """Tensors that some library had to load whole (GGUF, `.bin`): torch tensors, read in place."""
-
-    def __init__(self, tensors: Mapping[str, object]) -> None:
-        self._tensors = tensors
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}  # type: ignore[attr-defined]
-
-    def dtype(self, name: str) -> np.dtype:
-        return self.rows(name, 0, 0).dtype
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        import torch
-
-        rows = self._tensors[name][start:stop].detach().contiguous()  # type: ignore[index]
-        if rows.dtype == torch.bfloat16:
-            return rows.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return rows.numpy()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from jakiro_export.checkpoints.store import MemoryStore, SafetensorsStore, TensorStore
+from jakiro_export.checkpoints import plain
+from jakiro_export.checkpoints.json_file import read_object
+from jakiro_export.checkpoints.memory import MemoryStore
+from jakiro_export.checkpoints.safetensors import SafetensorsStore
+from jakiro_export.checkpoints.store import TensorStore
 from jakiro_export.errors import ExportError, UsageError
+
+_EMBEDDING, _PROJECTION = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = 4096  # compared at a time
 
 
 @dataclass
@@ -24,7 +30,9 @@ class Target:
     path: Path
     config: PreTrainedConfig
     store: TensorStore
+    generation: dict[str, Any]  # the content of generation_config.json; empty where there is none
     _model: nn.Module | None = None
+    _tokenizer: Any = None
 
     @property
     def gguf(self) -> dict[str, str]:
@@ -41,36 +49,65 @@ class Target:
             self._model = _load(self.folder, self.gguf)
         return self._model
 
+    def find(self, parameter: str) -> str | None:
+        """The name in the checkpoint of a parameter of the model; None where there is no such tensor."""
+        shapes, prefix = self.store.shapes(), "model."
+        names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        return next((name for name in names if name in shapes), None)
+
     def tensor_name(self, parameter: str) -> str:
-        """The name in the checkpoint of a parameter of the model.
+        """The same; of a tied pair of which the checkpoint has one, that one.
 
         Raises:
             ExportError: the checkpoint has no such tensor.
         """
-        shapes = self.store.shapes()
-        prefix = "model."
-        for name in (parameter, parameter.removeprefix(prefix), prefix + parameter):
-            if name in shapes:
-                return name
-        raise ExportError(f"The target's checkpoint in {self.path} lacks the tensor {parameter}.")
+        found = self.find(parameter)
+        if found is None and self.tied and parameter == _EMBEDDING:
+            found = self.find(_PROJECTION)
+        if found is None:
+            raise ExportError(f"The target's checkpoint in {self.path} lacks the tensor {parameter}.")
+        return found
+
+    @property
+    def tied(self) -> bool:
+        """Whether the projection to logits is the token embedding."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
+    def embedding_name(self) -> str:
+        """The name in the checkpoint of the token embedding, [vocab, hidden]."""
+        return self.tensor_name(_EMBEDDING)
+
+    def projection_name(self) -> str:
+        """The name in the checkpoint of the projection to logits, [vocab, hidden]: the embedding's where it is tied."""
+        return self.embedding_name() if self.tied else self.tensor_name(_PROJECTION)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learned; a tied embedding counts once."""
+        twice = self.find(_PROJECTION) if self.tied and self.find(_EMBEDDING) else None
+        return sum(prod(shape) for name, shape in self.store.shapes().items() if name != twice)
 
     def eos_token_ids(self) -> list[int]:
         """The tokens that end an answer, from the generation configuration or, failing that, the model's."""
-        ids = self.generation_config().get("eos_token_id")
+        ids = self.generation.get("eos_token_id")
         ids = ids if ids is not None else getattr(self.config, "eos_token_id", None)
-        if ids is None:
-            return []
-        return [int(n) for n in ids] if isinstance(ids, Iterable) else [int(ids)]
-
-    def generation_config(self) -> dict[str, Any]:
-        file = self.folder / "generation_config.json"
-        return json.loads(file.read_text()) if file.is_file() and not self.gguf else {}
+        found = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not all(isinstance(each, int) for each in found):
+            raise ExportError(f"The target in {self.folder} names {ids!r} as eos_token_id, where token ids are expected.")
+        return found
 
     def tokenizer(self) -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, **self.gguf)
-        except (OSError, ValueError, KeyError) as error:
-            raise ExportError(f"No usable tokenizer beside the target in {self.folder}: {_first(error)}") from error
+        """transformers' tokenizer.
+
+        Raises:
+            ExportError: it is missing or damaged, or needs a package that is not installed
+        """
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, **self.gguf)
+            except Exception as error:  # a missing package, a damaged file, code that is not run: all are said in one sentence
+                raise ExportError(f"There is no usable tokenizer with the target in {self.folder}: {_first(error)}") from error
+        return self._tokenizer
 
 
 def load_target(path: Path, name: str) -> Target:
@@ -87,21 +124,50 @@ def load_target(path: Path, name: str) -> Target:
     gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if gguf else path
     try:
-        config = AutoConfig.from_pretrained(folder, **gguf)
+        # code that comes with a checkpoint is never run; without a value transformers asks at the terminal
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
     except Exception as error:  # transformers and gguf raise many kinds for a damaged file; all mean the same here
         raise ExportError(f"The target's configuration in {path} cannot be read: {_first(error)}") from error
+    if not gguf:
+        plain.check_config(getattr(config, "quantization_config", None), path)
+    generation = folder / "generation_config.json"
+    settings = read_object(generation, "The target's generation configuration") if generation.is_file() and not gguf else {}
     files = _safetensors(folder) if not gguf else []
     if files:
-        return Target(name, path, config, SafetensorsStore(files))
-    model = _load(folder, gguf)
-    return Target(name, path, model.config, MemoryStore(model.state_dict()), model)  # type: ignore[arg-type]
+        target = Target(name, path, config, SafetensorsStore(files), settings)
+    else:
+        model = _load(folder, gguf)
+        target = Target(name, path, model.config, MemoryStore(model.state_dict()), settings, model)  # type: ignore[arg-type]
+    matrices = (name for name, shape in target.store.shapes().items() if name.endswith(".weight") and len(shape) > 1)
+    plain.check_tensors(target.store, matrices, path)
+    _untie(target)
+    target.eos_token_ids()
+    return target
+
+
+def _untie(target: Target) -> None:
+    """A projection that differs from the embedding is used, whatever the configuration says; transformers does the same."""
+    embedding, projection = target.find(_EMBEDDING), target.find(_PROJECTION)
+    if target.tied and embedding and projection and not _equal(target.store, embedding, projection):
+        target.config.tie_word_embeddings = False
+
+
+def _equal(store: TensorStore, one: str, other: str) -> bool:
+    shape = store.shapes()[one]
+    if store.shapes()[other] != shape:
+        return False
+    panels = ((start, min(start + _ROWS, shape[0])) for start in range(0, shape[0], _ROWS))
+    return all((store.rows(one, *panel) == store.rows(other, *panel)).all() for panel in panels)
 
 
 def _safetensors(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("model.safetensors"))
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    places = read_object(index, "The target's index").get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ExportError(f"The target's index {index} lacks its weight_map: which tensor lies in which file; download it again.")
+    names = sorted(set(places.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise ExportError(f"The target in {folder} is incomplete: its index names {missing[0]}, which is not there.")
@@ -110,7 +176,7 @@ def _safetensors(folder: Path) -> list[Path]:
 
 def _load(folder: Path, gguf: dict[str, str]) -> nn.Module:
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **gguf)
     except Exception as error:  # as above: damaged or unknown, said in one sentence; --debug shows the rest
         raise ExportError(f"The target in {folder} cannot be loaded: {_first(error)}") from error
     return model.eval()

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+from jakiro_export.precisions import PRECISIONS
+
+TARGET_PRECISIONS = tuple(PRECISIONS)
+HEAD_PRECISIONS = tuple(name for name, precision in PRECISIONS.items() if precision.for_head)
 
 _EPILOG = """\b
 Examples:
@@ -24,11 +27,12 @@ Examples:
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="fp32, int8 or int4 for CPUs, fp16 or bf16 for "
-              "GPUs (bf16: sm80 and newer, and not checked here, since no CPU runs it). int8 quantises weights by channel, int4 "
-              "by groups of 32 as GGUF's Q4_1 does, activations row by row. int4 is the fastest on a CPU.")  # fmt: skip
-@click.option("--draft-precision", type=click.Choice(PRECISIONS[:-1]), default=None, show_default="--precision, int8 for int4",
-              help="The same for the head.")  # fmt: skip
+@click.option("--precision", type=click.Choice(TARGET_PRECISIONS), default="fp32", help="fp32, int8 or int4 for CPUs, fp16 or "
+              "bf16 for GPUs (bf16: sm80 and newer, and not checked here, since no CPU runs it). int8 quantises weights by "
+              "channel, int4 by groups of 32 as GGUF's Q4_1 does, activations row by row. int4 is the fastest on a "
+              "CPU.")  # fmt: skip
+@click.option("--draft-precision", type=click.Choice(HEAD_PRECISIONS), default=None,
+              show_default="--precision, int8 for int4", help="The same for the head.")  # fmt: skip
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
               "of sums, faster at long contexts.")  # fmt: skip
@@ -68,59 +72,21 @@ def main(debug: bool, **settings: Any) -> None:
         _run(**settings)
 
 
-def _run(
-    build: bool,
-    precision: str,
-    draft_precision: str | None,
-    equality: str | None,
-    tree: str | None,
-    depth: int | None,
-    top_k: int | None,
-    nodes: int | None,
-    pairing: str,
-    parallel: bool,
-    draft_vocab: int | None,
-    opset: int,
-    **rest: Any,
-) -> None:
+def _run(build: bool, **settings: Any) -> None:
     from jakiro_export.quiet import quiet_libraries
 
     quiet_libraries()
-    from jakiro_export.errors import UsageError
-    from jakiro_export.export import ExportOptions, export
-    from jakiro_export.graphs import QUANTIZED, GraphOptions
-    from jakiro_export.heads.jakiro import TreeShape
+    from jakiro_export.export import export
+    from jakiro_export.plan import ExportOptions
     from jakiro_export.report import Report
-    from jakiro_export.tree_search.shapes import TreeConstraints, widest
 
-    halves = ("fp16", "bf16")
-    if equality == "bitwise" and precision in halves:
-        raise UsageError("--equality bitwise needs --precision fp32, int8 or int4: half-precision sums are rounded on the way.")
-    draft_precision = draft_precision or ("int8" if precision == "int4" else precision)
-    if precision != draft_precision and (precision in halves or draft_precision in halves):
-        half = precision if precision in halves else draft_precision
-        raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
-    bitwise = (equality or ("numerical" if precision in halves else "bitwise")) == "bitwise"
-    if precision == "bf16" and rest["verify"]:
-        raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
-    given = TreeConstraints(depth, top_k, nodes)
-    if tree == "auto":
-        if precision in halves:
-            raise UsageError(
-                f"--tree auto measures on this machine's CPU, but {precision} engines are for GPUs; give --depth and --nodes."
-            )
-        most = min(top_k or 4, draft_vocab or 4)
-        shape = widest(depth or 2, most, given, TreeShape(pairing=pairing, parallel=parallel))
-    else:
-        shape = TreeShape(depth or 5, top_k or 8, nodes or 31, pairing, parallel)
-    graphs = GraphOptions(precision, draft_precision, bitwise, opset, shape, draft_vocab)
-    report = Report()
-    export(ExportOptions(graphs=graphs, auto=given if tree == "auto" else None, **rest), report)
-    report.console.print(f"Wrote {rest['out']}. Try: jakiro-run --engine {rest['out']}")
-    if build and not bitwise and not {precision, draft_precision} & set(QUANTIZED):
+    report, options = Report(), ExportOptions(**settings)
+    manifest = export(options, report)
+    report.console.print(f"Wrote {options.out}. Try: jakiro-run --engine {options.out}")
+    if build and not manifest.bitwise and not any(PRECISIONS[name].quantized for name in manifest.precision.values()):
         from jakiro_export.cli.build import after_export
 
-        after_export(rest["out"])
+        after_export(options.out)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,66 @@
-"""Jakiro*: two plain experts whose outputs are two predictions, and a tree whose shape is fixed.
+"""Jakiro* heads: two plain experts whose outputs are two predictions, and a tree whose shape is fixed (the published code).
 
-Arithmetic: the published code's. The experts are ranked by the gate. A token's probability is what the two predictions give it
-in one softmax over both; the next level continues the first-ranked expert's feature.
+The experts are ranked by the gate. A token's probability is what the two predictions give it in one softmax over both; the next
+level continues the first-ranked expert's feature. Nothing in `config.json` says that a head is of this kind: its tensors do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jakiro_export.heads.jakiro import HeadConfig, Layer, Phase, TreeShape
-from jakiro_export.ops.attention import KVSegment as Part
+from jakiro_export.artifact.weights import Reshaped, Stacked, Transposed, Weight
+from jakiro_export.heads.config import Shape, TreeShape
+from jakiro_export.heads.family import DraftHead
+from jakiro_export.heads.layer import EXPERTS, DraftLayer, LayerConfig, layer_shapes, layer_weights, read_layer, two_experts
+from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
+from jakiro_export.heads.registry import register
+from jakiro_export.heads.trees import StaticPaths
+from jakiro_export.ops.attention import KVSegment
+from jakiro_export.precisions import AttentionImpl
 
 # The published tree: a node is the ranks of the candidates on the way to it.
-PATHS = tuple(
-    tuple(map(int, path))
-    for path in (
-        *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
-        *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
-    )
+PUBLISHED_TREE = StaticPaths(
+    [
+        tuple(map(int, path))
+        for path in (
+            *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
+            *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
+        )
+    ]
 )
-SHAPE = TreeShape(depth=max(map(len, PATHS)) - 1, top_k=1 + max(path[-1] for path in PATHS), nodes=len(PATHS))
 
 
-class StarHead(Layer):
-    """A Jakiro* head: experts of `fc`, gelu, `proj` and, in a variant, gelu and `fc1`."""
+@dataclass(frozen=True, kw_only=True)
+class JakiroStarConfig(LayerConfig):
+    """The sizes of a Jakiro* head. inner: width between an expert's matrices; third: its experts have a third matrix."""
 
-    def __init__(self, config: HeadConfig, fused: bool) -> None:
-        super().__init__(config, fused)
+    experts: int
+    inner: int
+    third: bool
+
+
+class JakiroStarLayer(DraftLayer):
+    """The shared layer and experts of `fc`, gelu, `proj` and, in a variant, gelu and `fc1`."""
+
+    config: JakiroStarConfig
+
+    def __init__(self, config: JakiroStarConfig, attention: AttentionImpl, opset: int) -> None:
+        super().__init__(config, attention, opset)
         c = config
         self.router = nn.Linear(c.hidden, c.experts, bias=False)
         self.expert_in = nn.Parameter(torch.empty(c.experts, c.hidden, c.inner))
         self.expert_out = nn.Parameter(torch.empty(c.experts, c.inner, c.hidden))
         self.expert_third = nn.Parameter(torch.empty(c.experts, c.hidden, c.hidden)) if c.third else None
 
-    def predictions(self, x: Tensor, query: Tensor, parts: list[Part]) -> Tensor:
+    def features(self, x: Tensor, query: Tensor, segments: list[KVSegment]) -> Tensor:
         """The next features by either expert, the first-ranked first, [2, batch, rows, hidden]; x [batch, rows, hidden]."""
-        x, normed = self.attend(x, query, parts)
+        x, normed = self.attend(x, query, segments)
         y = nn.functional.gelu(normed[None] @ self.expert_in) @ self.expert_out  # [2, batch * rows, hidden]
         if self.expert_third is not None:
             y = nn.functional.gelu(y) @ self.expert_third
@@ -47,75 +70,83 @@ class StarHead(Layer):
         return x[None] + ranked.view(2, *x.shape)
 
 
-def constants() -> dict[str, np.ndarray]:
-    """The fixed tree as index arrays, by the names of StarGraph's buffers.
+class JakiroStarModel(DraftModel):
+    """The draft phase of a Jakiro* head. It has no second guess for a parallel step."""
 
-    picked_L: for each node of level L, its place among the candidates of the rows that level L - 1 expanded
-    expanded_L: which nodes of level L have children; source_L: for each of them, the row its feature comes from
-    sees_L: for each of them, which of all expanded nodes so far it attends to
-    """
-    found: dict[str, np.ndarray] = {}
-    rows: list[tuple[int, ...]] = [()]
-    every: list[tuple[int, ...]] = []
-    for level in range(1, SHAPE.depth + 2):
-        nodes = [path for path in PATHS if len(path) == level]
-        found[f"picked_{level}"] = np.array([rows.index(path[:-1]) * SHAPE.top_k + path[-1] for path in nodes])
-        going_on = [path for path in nodes if any(other[:-1] == path for other in PATHS)]
-        if going_on:
-            every += going_on
-            found[f"expanded_{level}"] = np.array([nodes.index(path) for path in going_on])
-            found[f"source_{level}"] = np.array([rows.index(path[:-1]) for path in going_on])
-            found[f"sees_{level}"] = np.array([[path[: len(other)] == other for other in every] for path in going_on])
-            rows = going_on
-    found["parents"] = np.array([1 + PATHS.index(path[:-1]) if len(path) > 1 else 0 for path in PATHS])
-    return found
+    head: JakiroStarLayer
 
+    def predict(self, x: Tensor, query: Tensor, segments: list[KVSegment], parallel: bool) -> Prediction:
+        features = self.head.features(x, query, segments)
+        return Prediction(features[0], features, None)
 
-class StarGraph(Phase):
-    """The drafting phase of a Jakiro* head under the graph contract."""
-
-    head: StarHead
-
-    def __init__(self, head: StarHead, draft_vocab: int | None) -> None:
-        super().__init__(head, draft_vocab)
-        for name, value in constants().items():
-            self.register_buffer(name, torch.empty(value.shape, dtype=torch.bool if value.dtype == bool else torch.int64))
-
-    def _candidates(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The best next tokens after features [2, batch, rows, hidden]: log-probabilities and tokens, [batch, rows, top_k]."""
-        logits = nn.functional.linear(features, self.projection).float()
+    def candidates(self, scored: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `DraftModel.candidates`, of features [2, batch, rows, hidden]."""
+        logits = nn.functional.linear(scored, self.projection).float()
         high, low = torch.maximum(logits[0], logits[1]), torch.minimum(logits[0], logits[1])
         either = high + torch.log(1.0 + torch.exp(low - high))  # [batch, rows, draft_vocab]
-        best, index = either.topk(SHAPE.top_k, dim=-1)
+        best, index = either.topk(count, dim=-1)
         total = best[..., :1] + torch.exp(either - best[..., :1]).sum(-1, keepdim=True).log()
-        return best - total, self._tokens(index)
+        return best - total, self.tokens(index)
 
-    def tree(self, last: Tensor, query: Tensor, position: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor]:
-        head = self.head
-        features = head.predictions(last, query, parts)
-        above = torch.zeros_like(position, dtype=torch.float32)  # scores of the rows that `features` continue
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        all_tokens: list[Tensor] = []
-        all_scores: list[Tensor] = []
-        for level in range(1, SHAPE.depth + 2):
-            log_probs, tokens = self._candidates(features)
-            picked = self.get_buffer(f"picked_{level}")
-            scores = (above[:, :, None] + log_probs).flatten(1)[:, picked]  # [batch, nodes of this level]
-            tokens = tokens.flatten(1)[:, picked]
-            all_scores.append(scores)
-            all_tokens.append(tokens)
-            if level == SHAPE.depth + 1:
-                break
-            expanded = self.get_buffer(f"expanded_{level}")
-            width = expanded.shape[0]
-            above = scores[:, expanded]
-            x = self._input(tokens[:, expanded], features[0][:, self.get_buffer(f"source_{level}")])
-            position = position + 1
-            query, key, value = head.project(x, position.expand(-1, width))
-            keys, values = [*keys, key], [*values, value]
-            sees = self.get_buffer(f"sees_{level}").expand(tokens.shape[0], -1, -1)
-            drafted = head.beside(torch.cat(keys, 2), torch.cat(values, 2), sees)
-            features = head.predictions(x, query, [*parts, drafted])
-        tree_parents = self.get_buffer("parents")[None] + torch.zeros_like(position)
-        return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1)
+
+@register
+class JakiroStarHead(DraftHead):
+    """The family of Jakiro* heads."""
+
+    variant, title = "jakiro_star", "Jakiro*"
+    config: JakiroStarConfig
+
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> bool:
+        return f"{EXPERTS}experts.0.fc.weight" in shapes
+
+    @classmethod
+    def read_config(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> JakiroStarConfig:
+        expert = f"{EXPERTS}experts.0."
+        inner = next(iter(shapes[f"{expert}fc.weight"]), 0)
+        return JakiroStarConfig(
+            **read_layer(config), experts=two_experts(config), inner=inner, third=f"{expert}fc1.weight" in shapes
+        )
+
+    @classmethod
+    def expected_shapes(cls, config: JakiroStarConfig) -> dict[str, Shape]:
+        c = config
+        shapes: dict[str, Shape] = {f"{EXPERTS}gate.weight": (c.experts, c.hidden)}
+        for expert in range(c.experts):
+            base = f"{EXPERTS}experts.{expert}."
+            shapes[f"{base}fc.weight"], shapes[f"{base}proj.weight"] = (c.inner, c.hidden), (c.hidden, c.inner)
+            if c.third:
+                shapes[f"{base}fc1.weight"] = (c.hidden, c.hidden)
+        return layer_shapes(c, shapes)
+
+    @property
+    def summary(self) -> str:
+        return f"{super().summary}, {self.config.experts} experts of inner size {self.config.inner}"
+
+    @property
+    def num_experts(self) -> int:
+        return self.config.experts
+
+    def tree(self, shape: TreeShape) -> DraftTree:
+        return PUBLISHED_TREE
+
+    def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> JakiroStarModel:
+        return JakiroStarModel(JakiroStarLayer(self.config, attention, opset), tree, draft_vocab)
+
+    def layer_weights(self, dtype: np.dtype) -> dict[str, Weight]:
+        c, stored = self.config, self.stored(dtype)
+
+        def experts(name: str, inputs: int, outputs: int) -> Weight:
+            bases = (f"{EXPERTS}experts.{n}." for n in range(c.experts))
+            matrices = Stacked(tuple(Transposed(stored(f"{base}{name}.weight")) for base in bases))
+            return Reshaped(matrices, (c.experts, inputs, outputs))
+
+        weights = {
+            **layer_weights(c, stored),
+            "head.router.weight": stored(f"{EXPERTS}gate.weight"),
+            "head.expert_in": experts("fc", c.hidden, c.inner),
+            "head.expert_out": experts("proj", c.inner, c.hidden),
+        }
+        if c.third:
+            weights["head.expert_third"] = experts("fc1", c.hidden, c.hidden)
+        return weights

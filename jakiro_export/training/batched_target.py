@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 
 from jakiro_export.artifact.writer import DataFiles, save
 from jakiro_export.checkpoints.target import Target
-from jakiro_export.graphs import GraphOptions, target_graph
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.graphs import target_graph
+from jakiro_export.plan import TargetPlan
+from jakiro_export.precisions import PRECISIONS
 from jakiro_runtime import contract
 from jakiro_runtime.backends.onnxruntime import OnnxRuntimeGraph
 from jakiro_runtime.decoding.kv_cache import KVCache
@@ -22,10 +23,10 @@ def write_target_graph(target: Target, folder: Path) -> Path:
     """The target's graph in `folder`, written there if it is not yet: in int8 where that is fast, else in float32."""
     file = folder / "target.onnx"
     if not file.is_file():
-        precision = "fp32" if library() is None else "int8"
-        options = GraphOptions(precision, precision, False, 23, TreeShape(1, 1, 1), None)
+        precision = PRECISIONS["fp32" if library() is None else "int8"]
+        plan = TargetPlan(target, precision, precision.attention(bitwise=False), 23)
         with DataFiles(folder) as files:
-            save(target_graph(target, options, {}), folder / "target.new.onnx", files)
+            save(target_graph(plan, {}), folder / "target.new.onnx", files)
         (folder / "target.new.onnx").rename(file)
     return file
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from jakiro_export.checkpoints.head import HeadCheckpoint, load_head
+from jakiro_export.checkpoints.head import read_head
 from jakiro_export.errors import UsageError
+from jakiro_export.heads.jakiro import JakiroHead
 from jakiro_export.training.model import TrainedHead
 
 
@@ -22,24 +23,24 @@ def loaded(path: Path, shape: dict[str, Any], inner: int | None, mixture: bool =
         mixture: whether its gate shall learn; False takes heads whose gate is zero
 
     Raises:
-        ExportError: the checkpoint is damaged, or not one of this format.
+        ExportError: the checkpoint is damaged, or no Jakiro head.
         UsageError: it is of another kind or size than the heads that are trained here for this target.
     """
-    checkpoint = load_head(path, str(path))
-    _check(checkpoint, shape, inner)
-    head, tensors = TrainedHead(**{**shape, "inner": checkpoint.config.inner}, mixture=mixture), checkpoint.store.shapes()
-    values = {name: torch.from_numpy(checkpoint.store.rows(name, 0, tensors[name][0])).float() for name in head.state_dict()}
+    found = JakiroHead.read(read_head(path, str(path)))
+    _check(found, path, shape, inner)
+    head, store = TrainedHead(**{**shape, "inner": found.config.inner}, mixture=mixture), found.checkpoint.store
+    values = {name: torch.from_numpy(store.rows(name, 0, store.shapes()[name][0])).float() for name in head.state_dict()}
     if not mixture and values["layers.0.mlp_moe.gate.weight"].any():
         raise UsageError(f"The head in {path} is a mixture: its gate is not zero. Leave --no-mixture out.")
     head.load_state_dict(values)
-    return head, checkpoint.token_order
+    return head, found.token_order
 
 
-def _check(checkpoint: HeadCheckpoint, shape: dict[str, Any], inner: int | None) -> None:
-    config = checkpoint.config
-    if config.star or config.qkv_bias or not config.fc_bias:
-        kind = "is a Jakiro* head" if config.star else "has a bias in its attention" if config.qkv_bias else "has no fc.bias"
-        raise UsageError(f"The head in {checkpoint.path} {kind}; --init takes the kind of head that is trained here.")
+def _check(head: JakiroHead, path: Path, shape: dict[str, Any], inner: int | None) -> None:
+    config = head.config
+    if config.qkv_bias or not config.fc_bias:
+        kind = "has a bias in its attention" if config.qkv_bias else "has no fc.bias"
+        raise UsageError(f"The head in {path} {kind}; --init takes the kind of head that is trained here.")
     wanted = {name: shape[name] for name in ("hidden", "heads", "kv_heads", "head_dim")}
     if inner is not None:
         wanted["inner"] = inner
@@ -47,4 +48,4 @@ def _check(checkpoint: HeadCheckpoint, shape: dict[str, Any], inner: int | None)
         found = getattr(config, name)
         if found != value:
             what = "was asked for" if name == "inner" else "fits the target"
-            raise UsageError(f"The head in {checkpoint.path} has {name} = {found}, but {value} {what}.")
+            raise UsageError(f"The head in {path} has {name} = {found}, but {value} {what}.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search.costs import (
     draft_cost,
     expected_decoding,

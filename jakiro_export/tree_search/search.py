@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search import simulate
 from jakiro_export.tree_search.costs import reference_ms
 from jakiro_export.tree_search.shapes import TreeConstraints, node_counts, widest

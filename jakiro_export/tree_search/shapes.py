@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 
 ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 """Rows of a target pass that are timed."""

@@ -10,12 +10,16 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import tiny
 from jakiro_export.cli import export as cli
 from jakiro_export.cli.export import main
 from jakiro_export.errors import ExportError
-from jakiro_export.verification import verify
+from jakiro_export.verification import check as verification_check
+from jakiro_runtime import Engine
+from jakiro_runtime.backends.evaluate import GraphCall, append_rows, causal_mask
+from jakiro_runtime.backends.onnxruntime import open_graph
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.errors import UsageError as RuntimeUsageError
 from jakiro_runtime.format.integrity import check_integrity
@@ -73,35 +77,26 @@ def test_dispatch_stays_one_node_with_its_body_beside_it(tiny_engine: Path) -> N
 class Target:
     """A target graph with a cache kept by hand."""
 
-    def __init__(self, path: Path, threads: int = 2, capacity: int = 256) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(str(path), options)
-        self.names = [output.name for output in self.session.get_outputs()]
-        self.cache = {
-            i.name: np.zeros((1, i.shape[1], capacity, i.shape[3]), np.float64 if "double" in i.type else np.float32)
-            for i in self.session.get_inputs()
-            if i.name.startswith(("past_key", "past_value"))
-        }
-        self.past = 0
+    def __init__(self, folder: Path, threads: int = 2, capacity: int = 256) -> None:
+        self.graph = GraphCall(open_graph(folder / "target.onnx", threads), Manifest.read(folder).target_contract)
+        self.cache, self.past = self.graph.empty_cache(1, capacity), 0
 
     def call(self, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(tokens)
         if rows == 1:  # one row alone takes other kernels; the runtime pads to two
             tokens, positions, mask = np.repeat(tokens, 2), np.repeat(positions, 2), np.eye(2, dtype=bool)
-        feeds = {
-            "input_ids": tokens[None].astype(np.int64),
-            "position_ids": positions[None].astype(np.int64),
-            "tree_mask": mask[None],
-            "past_length": np.array([self.past]),
-            "logit_rows": np.arange(len(tokens))[None],
-        }
-        out = dict(zip(self.names, self.session.run(None, {**feeds, **self.cache}), strict=True))
+        out = self.graph(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            tree_mask=mask[None],
+            past_length=np.array([self.past]),
+            logit_rows=np.arange(len(tokens))[None],
+            **self.cache,
+        )
         return {k: (v[:, :, :rows] if k.startswith("new_") else v[:, :rows]) for k, v in out.items()}
 
     def commit(self, out: dict[str, np.ndarray], rows: list[int]) -> None:
-        for name, value in self.cache.items():
-            value[:, :, self.past : self.past + len(rows)] = out[name.replace("past_", "new_")][:, :, rows]
+        append_rows(self.cache, {name: value[:, :, rows] for name, value in out.items() if name.startswith("new_")}, self.past)
         self.past += len(rows)
 
     def run_chunks(self, tokens: np.ndarray, sizes: list[int]) -> np.ndarray:
@@ -111,7 +106,7 @@ class Target:
             size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
             chunk = tokens[start : start + size]
             n = len(chunk)
-            out = self.call(chunk, np.arange(start, start + n), np.tril(np.ones((n, n), bool)))
+            out = self.call(chunk, np.arange(start, start + n), causal_mask(n)[0])
             self.commit(out, list(range(n)))
             logits.append(out["logits"][0])
             start += n
@@ -146,12 +141,11 @@ def run_in_trees(target: Target, tokens: np.ndarray, rng: np.random.Generator) -
 def test_logits_are_equal_bit_for_bit_however_the_tokens_are_fed(tiny_engine: Path, threads: int) -> None:
     rng = np.random.default_rng(threads)
     tokens = rng.integers(0, tiny.VOCAB, 150)
-    path = tiny_engine / "target.onnx"
-    plain = Target(path).run_chunks(tokens, [1])
-    assert np.array_equal(plain, Target(path, threads, capacity=1024).run_chunks(tokens, [37]))
-    assert np.array_equal(plain, Target(path, threads, capacity=512).run_chunks(tokens, [64, 5, 2]))
+    plain = Target(tiny_engine).run_chunks(tokens, [1])
+    assert np.array_equal(plain, Target(tiny_engine, threads, capacity=1024).run_chunks(tokens, [37]))
+    assert np.array_equal(plain, Target(tiny_engine, threads, capacity=512).run_chunks(tokens, [64, 5, 2]))
     for _ in range(4):
-        assert np.array_equal(plain, run_in_trees(Target(path, threads, capacity=256), tokens, rng))
+        assert np.array_equal(plain, run_in_trees(Target(tiny_engine, threads, capacity=256), tokens, rng))
 
 
 def test_without_the_exact_sums_bits_do_differ(tiny_numerical: Path) -> None:
@@ -159,8 +153,8 @@ def test_without_the_exact_sums_bits_do_differ(tiny_numerical: Path) -> None:
     engine = tiny_numerical
     assert Manifest.read(engine).equality == "numerical"
     tokens = np.random.default_rng(0).integers(0, tiny.VOCAB, 150)
-    plain = Target(engine / "target.onnx").run_chunks(tokens, [1])
-    chunked = Target(engine / "target.onnx", capacity=1024).run_chunks(tokens, [37])
+    plain = Target(engine).run_chunks(tokens, [1])
+    chunked = Target(engine, capacity=1024).run_chunks(tokens, [37])
     assert not np.array_equal(plain, chunked)
     np.testing.assert_allclose(plain, chunked, atol=1e-3)
 
@@ -183,7 +177,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 def test_a_failed_check_leaves_nothing(
     tmp_path: Path, tiny_target: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify.TOLERANCE, "fp32", 1e-12)
+    monkeypatch.setitem(verification_check.TOLERANCE, "fp32", 1e-12)
     code, output = invoke("-d", tiny_head, "-t", tiny_target, "-o", tmp_path / "e", "--depth", 2, "--nodes", 8)
     assert code == 1
     assert "checks failed" in output
@@ -227,6 +221,35 @@ def test_a_head_for_another_target_is_refused(tmp_path: Path, tiny_target: Path)
     code, output = invoke("-d", head, "-t", tiny_target, "-o", tmp_path / "e")
     assert code == 1
     assert "hidden size 96, the target" in output
+
+
+def test_a_quantised_checkpoint_is_refused_before_tracing(
+    tmp_path: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jakiro_export.export.target_graph", lambda *_: pytest.fail("traced"))
+    target = tiny.make_target(
+        tmp_path / "t", quantization_config={"quant_method": "compressed-tensors", "format": "int-quantized"}
+    )
+    code, output = invoke("-d", tiny_head, "-t", target, "-o", tmp_path / "e", "--no-verify")
+    assert code == 1
+    assert "compressed-tensors" in output
+
+
+def test_named_chat_templates_and_a_projection_of_its_own_are_exported(tmp_path: Path, tiny_head: Path) -> None:
+    """Checked against transformers, which reads them the same way."""
+    target = tiny.make_target(tmp_path / "t", layers=2)
+    (target / "additional_chat_templates").mkdir()
+    (target / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ messages[0].content }}")
+    tensors = load_file(target / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].flip(0).contiguous()},
+              target / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    out = tiny.make_engine(tmp_path / "e", target, tiny_head, depth=1, top_k=3, nodes=4)
+    manifest = Manifest.read(out)
+    check_integrity(manifest, out, full=True)
+    assert "additional_chat_templates/tool_use.jinja" in manifest.files
+    engine = Engine.open(out)
+    prompt = engine.bundle.tokenizer.decode(engine.chat_prompt([{"role": "user", "content": "x"}]), skip_special_tokens=False)
+    assert prompt == "<|start|>user\nx<|end|>\n<|start|>assistant\n"
 
 
 def test_an_unknown_architecture_says_which_are_known(tmp_path: Path, tiny_head: Path) -> None:

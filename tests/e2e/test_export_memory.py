@@ -11,8 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
-from jakiro_export.checkpoints.head import expected_shapes
-from jakiro_export.heads.jakiro import HeadConfig
+from jakiro_export.heads.jakiro import JakiroHead
 
 SIZES = {
     "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 20, "num_attention_heads": 12,
@@ -52,7 +51,7 @@ def test_a_large_checkpoint_needs_less_than_a_gigabyte(tmp_path: Path) -> None:
     settings = tiny.head_config(**{k: v for k, v in SIZES.items() if k != "num_hidden_layers"})
     head.mkdir()
     (head / "config.json").write_text(json.dumps(settings))
-    hollow(head / "model.safetensors", expected_shapes(HeadConfig.from_dict(settings)))
+    hollow(head / "model.safetensors", JakiroHead.expected_shapes(JakiroHead.read_config(settings, {})))
     command = [sys.executable, "-m", "jakiro_export.cli.export", "-t", str(target), "-d", str(head), "-o", str(tmp_path / "out")]
     # by a small process of its own: a child's peak counts what its parent held when it was started
     measure = (

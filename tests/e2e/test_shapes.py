@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from answers import plain, run
 from grammars import FORMS
 from jakiro_export.artifact.writer import DataFiles, save
-from jakiro_export.checkpoints.head import load_head
-from jakiro_export.checkpoints.target import load_target
-from jakiro_export.graphs import GraphOptions, draft_graph
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.graphs import draft_graph
+from jakiro_export.heads.config import TreeShape
 from jakiro_runtime import Engine, GenerationResult, Sampling
 from jakiro_runtime.backends.onnxruntime import open_graph
 from oracle import with_oracle
@@ -37,13 +36,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def drafts(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_head: Path) -> dict[str, Path]:
     """A draft graph a shape; they fit every tiny engine."""
-    head, target, made = load_head(tiny_head, "head"), load_target(tiny_target, "target"), {}
+    made = {}
     for name, (shape, vocab) in SHAPES.items():
         folder = tmp_path_factory.mktemp("draft")
         with DataFiles(folder) as files:
-            save(
-                draft_graph(head, target, GraphOptions("fp32", "fp32", True, 23, shape, vocab), {}), folder / "draft.onnx", files
-            )
+            save(draft_graph(tiny.draft_plan(tiny_target, tiny_head, shape, vocab), {}), folder / "draft.onnx", files)
         made[name] = folder / "draft.onnx"
     return made
 

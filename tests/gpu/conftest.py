@@ -44,7 +44,7 @@ def directory(request: pytest.FixtureRequest, device: gpu.Device) -> Path:
     opset = 23 if device.sm != 87 else 20  # JetPack 6's parser stops before 23
     if request.param == "tiny":
         target, head = tiny.make_target(WORK / "tiny-target"), tiny.make_head(WORK / "tiny-head")
-        return tiny.make_engine(out, target, head, precision="fp16", bitwise=False, opset=opset)
+        return tiny.make_engine(out, target, head, precision="fp16", opset=opset)
     command = [sys.executable, "-m", "jakiro_export.cli.export", "-t", "smollm2-135m", "-d", "smollm2-135m", "-o", str(out)]
     options = ["--precision", "fp16", "--opset", str(opset), "--nodes", "31", "--max-context", "2048", "--no-build"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,10 +15,12 @@ from safetensors.torch import load_file
 
 import tiny
 from jakiro_export.artifact.writer import DataFiles, save
-from jakiro_export.checkpoints.head import load_head
-from jakiro_export.checkpoints.target import load_target
-from jakiro_export.graphs import GraphOptions, draft_graph, draft_token_map
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.graphs import draft_graph
+from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.trees import DynamicBeam, StaticPaths
+from jakiro_runtime import contract
+from jakiro_runtime.backends.evaluate import GraphCall
+from jakiro_runtime.backends.onnxruntime import open_graph
 from reference_draft import PlainDraft, PlainStar
 
 SHAPES = [
@@ -30,22 +33,30 @@ SHAPES = [
 ]
 
 
+PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar}
+
+
 class DraftCase:
     """One exported draft graph, its plain twin, and how to run both on the same inputs."""
 
     def __init__(
-        self, folder: Path, target: Path, head: Path, shape: TreeShape, vocab: int | None = None, opset: int = 23
+        self,
+        folder: Path,
+        target: Path,
+        head: Path,
+        tree: TreeShape | StaticPaths,
+        vocab: int | None = None,
+        opset: int = 23,
     ) -> None:
-        checkpoint, loaded = load_head(head, "head"), load_target(target, "target")
-        options = GraphOptions("fp32", "fp32", True, opset, shape, vocab)
+        """tree: a beam's shape, or static paths."""
+        plan = tiny.draft_plan(target, head, tree if isinstance(tree, TreeShape) else TreeShape(), vocab, opset)
+        plan = replace(plan, tree=DynamicBeam(tree) if isinstance(tree, TreeShape) else tree)
         with DataFiles(folder) as files:
-            save(draft_graph(checkpoint, loaded, options, {}), folder / "draft.onnx", files)
-        self.session = onnxruntime.InferenceSession(str(folder / "draft.onnx"))
+            save(draft_graph(plan, {}), folder / "draft.onnx", files)
+        self.graph = GraphCall(open_graph(folder / "draft.onnx"), contract.draft(2, 8, 48, plan.tree.shape.nodes))
         embedding = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
-        kind = PlainStar if checkpoint.config.star else PlainDraft
-        self.plain = kind(load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0)
-        self.shape, token_map = shape, draft_token_map(checkpoint, vocab)
-        self.vocab = None if token_map is None else token_map.tolist()
+        self.plain = PLAIN[plan.head.variant](load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0)
+        self.tree, self.vocab = tree, None if plan.token_map is None else plan.token_map.tolist()
 
     def check(self, seed: int, rows: int, padding: int, past: int, capacity: int) -> None:
         rng = np.random.default_rng(seed)
@@ -53,29 +64,26 @@ class DraftCase:
         tokens = rng.integers(0, tiny.VOCAB, rows)
         features = rng.standard_normal((rows, 48)).astype(np.float32)
         cache = rng.standard_normal((2, 1, 2, capacity, 8)).astype(np.float32)  # slots beyond `past` hold rubbish
-        ours = self.session.run(
-            ["tree_tokens", "tree_parents", "tree_scores"],
-            {
-                "input_ids": tokens[None],
-                "hidden_states": features[None],
-                "position_ids": np.arange(past, past + rows)[None],
-                "last_row": np.array([real - 1]),
-                "past_length": np.array([past]),
-                "past_key": cache[0],
-                "past_value": cache[1],
-            },
+        ours = self.graph(
+            input_ids=tokens[None],
+            hidden_states=features[None],
+            position_ids=np.arange(past, past + rows)[None],
+            last_row=np.array([real - 1]),
+            past_length=np.array([past]),
+            past_key=cache[0],
+            past_value=cache[1],
         )
         keys = [(torch.from_numpy(cache[0, 0, :, n]).double(), torch.from_numpy(cache[1, 0, :, n]).double())
                 for n in range(past)]  # fmt: skip
         given = (tokens[:real].tolist(), torch.from_numpy(features[:real]), list(range(past, past + real)), keys)
-        if isinstance(self.plain, PlainStar):
-            plain = self.plain.star_tree(*given)
+        if isinstance(self.tree, StaticPaths):
+            plain = self.plain.static_tree(*given, self.tree.paths)
         else:
-            s = self.shape
+            s = self.tree
             plain = self.plain.tree(*given, s.depth, s.top_k, s.nodes, s.pairing, self.vocab, s.parallel)
-        np.testing.assert_allclose(ours[2][0], [node.score for node in plain], atol=2e-4)
-        assert ours[0][0].tolist() == [node.token for node in plain]
-        assert ours[1][0].tolist() == [node.parent for node in plain]
+        np.testing.assert_allclose(ours["tree_scores"][0], [node.score for node in plain], atol=2e-4)
+        assert ours["tree_tokens"][0].tolist() == [node.token for node in plain]
+        assert ours["tree_parents"][0].tolist() == [node.parent for node in plain]
 
 
 @pytest.fixture(
@@ -103,7 +111,7 @@ def test_the_same_tree_as_the_plain_arithmetic(case: DraftCase) -> None:
 def test_the_two_pairings_differ(tmp_path: Path, tiny_target: Path) -> None:
     """A control: with the other pairing in the plain twin, the comparison must fail."""
     case = DraftCase(tmp_path, tiny_target, tiny.make_head(tmp_path / "head", seed=3), TreeShape(3, 4, 40))
-    case.shape = TreeShape(3, 4, 40, "published")
+    case.tree = TreeShape(3, 4, 40, "published")
     with pytest.raises(AssertionError):
         for seed in range(5):
             case.check(seed, 3, 0, 10, 16)
@@ -113,6 +121,22 @@ def test_the_two_pairings_differ(tmp_path: Path, tiny_target: Path) -> None:
 @pytest.mark.parametrize("third", [False, True])
 def test_a_jakiro_star_head_drafts_its_own_tree(tmp_path: Path, tiny_target: Path, third: bool) -> None:
     head = tiny.make_star_head(tmp_path / "head", third, seed=4)
-    case = DraftCase(tmp_path, tiny_target, head, TreeShape())
+    case = DraftCase(tmp_path, tiny_target, head, StaticPaths(PlainStar.TREE))
     for seed in range(6):
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 32)
+
+
+@pytest.mark.parametrize(
+    ("make", "tree"),
+    [
+        (tiny.make_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
+        (lambda folder: tiny.make_star_head(folder, False), TreeShape(2, 3, 10, parallel=False)),
+    ],
+    ids=["Jakiro along static paths", "Jakiro* with a beam"],
+)
+def test_the_kind_of_tree_does_not_depend_on_the_head(
+    tmp_path: Path, tiny_target: Path, make: Callable[[Path], Path], tree: TreeShape | StaticPaths
+) -> None:
+    case = DraftCase(tmp_path, tiny_target, make(tmp_path / "head"), tree)
+    for seed in range(4):
+        case.check(seed, 1 + seed, seed // 2, 5 * seed, 32)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What a layer predicts after a row: a feature, or two that are ranked
+Prediction = Tensor | tuple[Tensor, Tensor]
+
 
 @dataclass
 class Node:
@@ -51,7 +54,7 @@ class PlainDraft:
         x = x + self.w["layers.0.self_attn.o_proj.weight"] @ torch.cat(out)
         return x, x / (x.pow(2).mean() + 1e-6).sqrt() * self.w["layers.0.post_attention_layernorm.weight"]
 
-    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Prediction, Prediction]:
         """(left, right) features of one row."""
         x, normed = self.attend(x, position, seen)
         gate = self.w["layers.0.mlp_moe.gate.weight"] @ normed
@@ -65,7 +68,12 @@ class PlainDraft:
         right = difference if gate[2] > gate[3] else -difference
         return x + w[0] * expert[0] + w[1] * expert[1], x + right
 
-    def best(self, feature: Tensor, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
+    def feature(self, prediction: Prediction) -> Tensor:
+        """What a child of the row continues."""
+        assert isinstance(prediction, Tensor)
+        return prediction
+
+    def best(self, feature: Prediction, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
         projection = self.embedding if vocab is None else self.embedding[vocab]
         logs, index = (projection @ feature).log_softmax(0).topk(k)
         return [(i if vocab is None else vocab[i], p) for p, i in zip(logs.tolist(), index.tolist(), strict=True)]
@@ -89,7 +97,7 @@ class PlainDraft:
         left, right = self.layer(inputs[-1], positions[-1], seen)
         candidates = [Node(token, -1, score) for token, score in self.best(left, k, vocab)]
         # a beam entry: candidate number, feature it continues from, keys of its ancestors in the tree
-        beam: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = [(n, left, []) for n in range(k)]
+        beam: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = [(n, self.feature(left), []) for n in range(k)]
         rights, came_from = [right] * k, list(range(k))
         for round_ in range(depth):
             first = len(candidates)
@@ -109,23 +117,50 @@ class PlainDraft:
             if round_ < depth - 1:
                 order = sorted(range(k * k), key=lambda n: -candidates[first + n].score)[:k]
                 came_from = [n // k for n in order]
-                beam = [(first + n, lefts[n // k], keys[n // k]) for n in order]
+                beam = [(first + n, self.feature(lefts[n // k]), keys[n // k]) for n in order]
         kept = sorted(sorted(range(len(candidates)), key=lambda n: -candidates[n].score)[:nodes])
         place = {number: n + 1 for n, number in enumerate(kept)}
         return [Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept]
 
+    def static_tree(
+        self,
+        tokens: list[int],
+        features: Tensor,
+        positions: list[int],
+        past: list[tuple[Tensor, Tensor]],
+        paths: tuple[tuple[int, ...], ...],
+    ) -> list[Node]:
+        """A tree of fixed paths: every node from the root again, one at a time."""
+        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
+        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
+        nodes = []
+        for path in paths:
+            (prediction, _), score, own = self.layer(inputs[-1], positions[-1], seen), 0.0, []
+            for depth, rank in enumerate(path, 1):
+                token, log = self.best(prediction, rank + 1, None)[rank]
+                score += log
+                if depth < len(path):
+                    x = self.fc(token, self.feature(prediction))
+                    own.append(self.key_value(x, positions[-1] + depth))
+                    prediction, _ = self.layer(x, positions[-1] + depth, seen + own)
+            nodes.append(Node(token, 1 + paths.index(path[:-1]) if len(path) > 1 else 0, score))
+        return nodes
+
 
 class PlainStar(PlainDraft):
-    """A Jakiro* head: every node from the root again, one at a time."""
+    """A Jakiro* head."""
 
     # ranks of the candidates on the way to each node of the published tree
-    TREE: tuple[str, ...] = (
-        *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
-        *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
+    TREE = tuple(
+        tuple(map(int, path))
+        for path in (
+            *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
+            *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
+        )
     )
 
-    def experts(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The two predictions of one row, the one the gate prefers first."""
+    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Prediction, Prediction]:
+        """The two features of one row, the one the gate prefers first; nothing for a parallel step."""
         x, normed = self.attend(x, position, seen)
         gate = self.w["layers.0.mlp_moe.gate.weight"] @ normed
         found = []
@@ -135,28 +170,15 @@ class PlainStar(PlainDraft):
             if f"{base}fc1.weight" in self.w:
                 y = self.w[f"{base}fc1.weight"] @ torch.nn.functional.gelu(y)
             found.append(x + y)
-        return (found[0], found[1]) if gate[0] > gate[1] else (found[1], found[0])
+        pair = (found[0], found[1]) if gate[0] > gate[1] else (found[1], found[0])
+        return pair, pair
 
-    def ranked(self, pair: tuple[Tensor, Tensor]) -> list[tuple[int, float]]:
-        """The best four tokens under one softmax over both predictions."""
-        logits = torch.stack([self.embedding @ feature for feature in pair])
-        logs, index = logits.flatten().log_softmax(0).view(2, -1).logsumexp(0).topk(4)
+    def feature(self, prediction: Prediction) -> Tensor:
+        return prediction[0]
+
+    def best(self, prediction: Prediction, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
+        """The best tokens under one softmax over both predictions."""
+        assert vocab is None
+        logits = torch.stack([self.embedding @ feature for feature in prediction])
+        logs, index = logits.flatten().log_softmax(0).view(2, -1).logsumexp(0).topk(k)
         return list(zip(index.tolist(), logs.tolist(), strict=True))
-
-    def star_tree(
-        self, tokens: list[int], features: Tensor, positions: list[int], past: list[tuple[Tensor, Tensor]]
-    ) -> list[Node]:
-        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
-        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
-        nodes = []
-        for path in self.TREE:
-            pair, score, own = self.experts(inputs[-1], positions[-1], seen), 0.0, []
-            for depth, rank in enumerate(path, 1):
-                token, log = self.ranked(pair)[int(rank)]
-                score += log
-                if depth < len(path):
-                    x = self.fc(token, pair[0])
-                    own.append(self.key_value(x, positions[-1] + depth))
-                    pair = self.experts(x, positions[-1] + depth, seen + own)
-            nodes.append(Node(token, 1 + self.TREE.index(path[:-1]) if len(path) > 1 else 0, score))
-        return nodes

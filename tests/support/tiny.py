@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +10,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from jakiro_export.checkpoints.head import expected_shapes
-from jakiro_export.heads.jakiro import HeadConfig
+from jakiro_export.checkpoints.target import load_target
+from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.jakiro import JakiroHead
+from jakiro_export.heads.jakiro_star import JakiroStarConfig, JakiroStarHead
+from jakiro_export.heads.layer import read_layer
+from jakiro_export.heads.registry import load_head
+from jakiro_export.plan import DraftPlan
+from jakiro_export.precisions import PRECISIONS
 
 VOCAB = 320
 CHAT_TEMPLATE = (
@@ -78,7 +83,7 @@ def head_config(**changes: object) -> dict[str, object]:
 
 def head_tensors(config: dict[str, object], seed: int = 1) -> dict[str, torch.Tensor]:
     """Random weights of a Jakiro head under the published names."""
-    return random_tensors(expected_shapes(HeadConfig.from_dict(config)), seed)
+    return random_tensors(JakiroHead.expected_shapes(JakiroHead.read_config(config, {})), seed)
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
@@ -96,9 +101,9 @@ def make_star_head(folder: Path, third: bool, seed: int = 1) -> Path:
     """A random Jakiro* head in the published format, its experts of two matrices or three."""
     folder.mkdir(parents=True, exist_ok=True)
     config = head_config()
-    sizes = replace(HeadConfig.from_dict(config), star=True, third=third, inner=48 if third else 96)
+    sizes = JakiroStarConfig(**read_layer(config), experts=2, third=third, inner=48 if third else 96)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(random_tensors(expected_shapes(sizes), seed), folder / "model.safetensors")
+    save_file(random_tensors(JakiroStarHead.expected_shapes(sizes), seed), folder / "model.safetensors")
     return folder
 
 
@@ -111,25 +116,23 @@ def make_head(folder: Path, seed: int = 1, **changes: object) -> Path:
     return folder
 
 
+def draft_plan(target: Path, head: Path, shape: TreeShape, draft_vocab: int | None = None, opset: int = 23) -> DraftPlan:
+    """How a head's draft graph with a tree of this shape is written, in fp32."""
+    found = load_head(head, "head")
+    token_map = found.token_map(draft_vocab)
+    return DraftPlan(found, load_target(target, "target"), found.tree(shape), token_map, PRECISIONS["fp32"], opset)
+
+
 def make_engine(out: Path, target: Path, head: Path, **settings: object) -> Path:
-    """Export a tiny target and head; settings are `GraphOptions` and `TreeShape` fields, and `verify`."""
+    """Export a tiny target and head; settings are fields of `ExportOptions`, its tree smaller by default."""
     from rich.console import Console
 
-    from jakiro_export.export import ExportOptions, export
-    from jakiro_export.graphs import GraphOptions
-    from jakiro_export.heads.jakiro import TreeShape
+    from jakiro_export.export import export
+    from jakiro_export.plan import ExportOptions
     from jakiro_export.report import Report
 
-    def take(defaults: dict[str, object]) -> dict[str, object]:
-        return {name: settings.pop(name, value) for name, value in defaults.items()}
-
-    shape = TreeShape(**take({"depth": 3, "top_k": 4, "nodes": 12, "pairing": "parent"}))
-    graphs = take({"precision": "fp32", "draft_precision": None, "bitwise": True, "opset": 23, "draft_vocab": None})
-    graphs["draft_precision"] = graphs["draft_precision"] or graphs["precision"]
-    rest = take({"max_context": None, "verify": True, "auto": None})
-    assert not settings, f"unknown settings {settings}"
-    options = ExportOptions(str(head), str(target), out, GraphOptions(shape=shape, **graphs), **rest)
-    export(options, Report(Console(quiet=True)))
+    small = {"depth": 3, "top_k": 4, "nodes": 12}
+    export(ExportOptions(str(head), str(target), out, **{**small, **settings}), Report(Console(quiet=True)))
     return out
 
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from jakiro_export.checkpoints.head import load_head
 from jakiro_export.checkpoints.locate import locate
-from jakiro_export.checkpoints.store import MemoryStore, SafetensorsStore
+from jakiro_export.checkpoints.memory import MemoryStore
+from jakiro_export.checkpoints.safetensors import SafetensorsStore
 from jakiro_export.checkpoints.target import load_target
 from jakiro_export.errors import ExportError, UsageError
+from jakiro_export.heads.registry import load_head
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_tiny_engine_for_every_gpu(engine: Path, rtx: list[Path], sm: int) -
 
 @pytest.mark.slow
 def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, tiny_head: Path, rtx: list[Path]) -> None:
-    engine = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="bf16", bitwise=False, verify=False)
+    engine = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, precision="bf16", verify=False)
     build(engine, "--ahead-of-time", ",".join(f"sm{sm}" for sm in building.AHEAD_OF_TIME if sm >= 80))
     for sm in building.AHEAD_OF_TIME[1:]:
         check_record(engine, sm)

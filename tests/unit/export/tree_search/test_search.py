@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jakiro_export.heads.jakiro import TreeShape
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search import search
 from jakiro_export.tree_search.shapes import TreeConstraints
 from jakiro_export.tree_search.traces import DraftCall, DraftTrace

@@ -6,21 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jakiro_export.checkpoints.head import load_head
-from jakiro_export.checkpoints.target import load_target
-from jakiro_export.graphs import GraphOptions
-from jakiro_export.heads.jakiro import TreeShape
+import tiny
+from jakiro_export.heads.config import TreeShape
 from jakiro_export.tree_search.texts import Text
 from jakiro_export.tree_search.traces import accepted_path, engine_draft, torch_draft, trace
-from jakiro_export.verification.verify import load_draft
+from jakiro_export.verification.draft import load_draft
 from jakiro_runtime import Engine, contract
 
 
 def test_torch_and_the_engine_draft_the_same_trees(
     engine: Engine, calibration: list[Text], tiny_target: Path, tiny_head: Path
 ) -> None:
-    options = GraphOptions("fp32", "fp32", True, 23, TreeShape(3, 4, 12), None)
-    module = load_draft(load_head(tiny_head, "head"), load_target(tiny_target, "target"), options)
+    module = load_draft(tiny.draft_plan(tiny_target, tiny_head, TreeShape(3, 4, 12)))
     ours, theirs = (
         trace(torch_draft(module, contract.draft(2, 8, 48, 12), 4), calibration[0]),
         trace(engine_draft(engine), calibration[0]),

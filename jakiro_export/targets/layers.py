@@ -22,7 +22,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The decoder layers of a causal model and their name in it; None where they cannot be told."""
+    """The decoder layers of a causal model and their name in it; None where they cannot be found."""
     count = model.config.num_hidden_layers  # type: ignore[union-attr]
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     return found[0] if len(found) == 1 else None
@@ -154,7 +154,7 @@ class _Repeater:
 
     @staticmethod
     def _order(values: Any, new: dict[str, ir.Value], count: int) -> None:
-        """Put the further layers' values behind those of the traced ones."""
+        """Put the further layers' values after those of the traced ones."""
         ordered = []
         for value in list(values):
             ordered.append(value)

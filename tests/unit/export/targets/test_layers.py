@@ -9,20 +9,22 @@ from transformers import Qwen2Config
 
 import tiny
 from jakiro_export.errors import ExportError
-from jakiro_export.targets import graph as target
-from jakiro_export.targets import repeat
+from jakiro_export.targets import layers as repeat
+from jakiro_export.targets.graph import TargetGraph
+from jakiro_export.targets.models import build_meta
+from jakiro_export.targets.trace import trace, trace_all_layers
 
 
 def build(**changes: object) -> torch.nn.Module:
     sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 5,
              "num_attention_heads": 6, "num_key_value_heads": 2}  # fmt: skip
-    return target.build_meta(Qwen2Config(**{**sizes, **changes}), torch.float32)
+    return build_meta(Qwen2Config(**{**sizes, **changes}), torch.float32)
 
 
 @pytest.mark.slow
 def test_a_copied_layer_is_what_tracing_it_gives() -> None:
-    copied = target.trace(build(), 23, True)
-    traced = target._trace(target.TargetGraph(build(), True), 23)
+    copied = trace(TargetGraph(build(), "bitwise"), 23)
+    traced = trace_all_layers(TargetGraph(build(), "bitwise"), 23)
     assert sum("layers.4." in name for name in copied.graph.initializers) > 5
     assert set(copied.graph.initializers) == set(traced.graph.initializers)
     for values in ("inputs", "outputs"):
@@ -51,7 +53,7 @@ def test_layers_that_differ_are_all_traced() -> None:
 
 
 def test_layers_that_hang_together_otherwise_are_refused() -> None:
-    short = target.build_meta(repeat.shortened(build().config), torch.float32)
-    traced = target._trace(target.TargetGraph(short, True), 23)
+    short = build_meta(repeat.shortened(build().config), torch.float32)
+    traced = trace_all_layers(TargetGraph(short, "bitwise"), 23)
     with pytest.raises(ExportError, match="reads 0 streams"):
         repeat.repeat_last_layer(traced, "model.other.layers", 5)

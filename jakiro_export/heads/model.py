@@ -1,0 +1,134 @@
+"""The draft phase under the graph contract: accepted rows in, a tree of candidates out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.layer import DraftLayer
+from jakiro_export.ops.attention import KVSegment
+
+TreeOutputs = tuple[Tensor, Tensor, Tensor]
+
+
+class Prediction(NamedTuple):
+    """What a head predicts after some rows.
+
+    feature: what the input of a child continues, [batch, rows, hidden]
+    scored: what `DraftModel.candidates` reads the next tokens off
+    parallel: the same for the tokens after next, from the same forward; None where the head has no such guess
+    """
+
+    feature: Tensor
+    scored: Tensor
+    parallel: Tensor | None
+
+
+class LastRows(NamedTuple):
+    """The last accepted row of each sequence, after which the tree grows.
+
+    x: its input, [batch, 1, hidden]
+    query: [batch, heads, 1, head_dim]
+    position: [batch, 1]
+    segments: the cache and the call's accepted rows: what it and the whole tree attend to
+    """
+
+    x: Tensor
+    query: Tensor
+    position: Tensor
+    segments: list[KVSegment]
+
+
+class DraftTree(ABC):
+    """A kind of tree (`heads.trees`), of a certain shape. searchable: `--tree auto` may choose another shape."""
+
+    searchable: bool
+
+    def __init__(self, shape: TreeShape) -> None:
+        self.shape = shape
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Index arrays that the graph holds, by name."""
+        return {}
+
+    @abstractmethod
+    def grow(self, model: DraftModel, last: LastRows) -> TreeOutputs:
+        """tree_tokens, tree_parents and tree_scores of the contract, [batch, nodes] each."""
+
+
+class DraftModel(nn.Module, ABC):
+    """A head's layer, a vocabulary and a tree, as one module.
+
+    head: the layer
+    embedding, projection: [vocab, hidden] and [draft_vocab, hidden]
+    token_map: [draft_vocab], the token that a row of the projection stands for; None where that is the row's own number
+    """
+
+    def __init__(self, layer: DraftLayer, tree: DraftTree, draft_vocab: int | None) -> None:
+        super().__init__()
+        self.head, self.tree = layer, tree
+        config = layer.config
+        self.embedding = nn.Parameter(torch.empty(config.vocab, config.hidden))
+        self.projection = nn.Parameter(torch.empty(draft_vocab or config.vocab, config.hidden))
+        self.token_map: Tensor | None
+        self.register_buffer("token_map", torch.zeros(draft_vocab, dtype=torch.int64) if draft_vocab else None)
+        for name, value in tree.constants().items():
+            self.register_buffer(name, torch.empty(value.shape, dtype=torch.bool if value.dtype == bool else torch.int64))
+
+    def embed(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """The inputs of rows, [batch, rows, hidden], of tokens [batch, rows] and the features they continue."""
+        x: Tensor = self.head.fc(torch.cat([nn.functional.embedding(tokens, self.embedding), features], -1))
+        return x
+
+    def tokens(self, index: Tensor) -> Tensor:
+        """The tokens that rows of the projection stand for."""
+        return index if self.token_map is None else self.token_map[index]
+
+    @abstractmethod
+    def predict(self, x: Tensor, query: Tensor, segments: list[KVSegment], parallel: bool) -> Prediction:
+        """Run rows through the layer.
+
+        Args:
+            x: their inputs, [batch, rows, hidden]
+            query: [batch, heads, rows, head_dim]
+            segments: what they attend to
+            parallel: whether the second guess will be used
+        """
+
+    @abstractmethod
+    def candidates(self, scored: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The best tokens of a prediction: log-probabilities and tokens, [batch, rows, count] each, best first."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        last_row: Tensor,
+        past_length: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Shapes as in the contract. Returns tree_tokens, tree_parents, tree_scores, new_key, new_value.
+
+        Every accepted row gives its keys; only the last one needs the rest of the layer.
+        """
+        x = self.embed(input_ids, hidden_states)
+        query, new_key, new_value = self.head.project(x, position_ids)
+        rows = torch.arange(input_ids.shape[1], device=input_ids.device)
+        in_rows = (rows[None, :] <= last_row[:, None])[:, None, :]
+        segments = [self.head.cached(past_key, past_value, past_length), self.head.new_rows(new_key, new_value, in_rows)]
+        last = last_row[:, None]
+        query = torch.gather(query, 2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        last_rows = LastRows(gather_rows(x, last), query, torch.gather(position_ids, 1, last), segments)
+        return (*self.tree.grow(self, last_rows), new_key, new_value)
+
+
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows [batch, n] of x [batch, rows, width], as [batch, n, width]."""
+    return torch.gather(x, 1, rows[:, :, None].expand(-1, -1, x.shape[-1]))

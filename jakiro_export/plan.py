@@ -1,0 +1,257 @@
+"""Export plan: what the user asked for, what was found, and everything that follows from both, resolved once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jakiro_export.checkpoints.target import Target
+from jakiro_export.errors import ExportError, UsageError
+from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.family import DraftHead
+from jakiro_export.heads.model import DraftTree
+from jakiro_export.precisions import PRECISIONS, AttentionImpl, Precision
+from jakiro_export.targets import families
+from jakiro_runtime.format.manifest import Draft, Manifest, Model
+
+_PACKAGES = ("jakiro-export", "torch", "transformers", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user asked for; see `jakiro-export --help`. None: not said.
+
+    Raises:
+        UsageError: options that contradict each other
+    """
+
+    draft: str
+    target: str
+    out: Path
+    precision: str = "fp32"
+    draft_precision: str | None = None
+    equality: str | None = None
+    tree: str | None = None
+    depth: int | None = None
+    top_k: int | None = None
+    nodes: int | None = None
+    pairing: str = "parent"
+    parallel: bool = True
+    draft_vocab: int | None = None
+    max_context: int | None = None
+    opset: int = 23
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        target, head = self.precisions
+        if self.equality == "bitwise" and target.gpu:
+            raise UsageError(
+                "--equality bitwise needs --precision fp32, int8 or int4: half-precision sums are rounded on the way."
+            )
+        if target != head and (target.gpu or head.gpu):
+            half = (target if target.gpu else head).name
+            raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
+        if target.name == "bf16" and self.verify:
+            raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
+        if self.tree == "auto" and target.gpu:
+            raise UsageError(
+                f"--tree auto measures on this machine's CPU, but {target.name} engines are for GPUs; give --depth and --nodes."
+            )
+
+    @property
+    def precisions(self) -> tuple[Precision, Precision]:
+        """Of target and head. Raises UsageError for a name that is none, or not for heads."""
+        target = _precision(self.precision)
+        head = _precision(self.draft_precision or (self.precision if target.for_head else "int8"))
+        if not head.for_head:
+            raise UsageError(f"--draft-precision {head.name} is not offered: heads are small, and lose too much by it.")
+        return target, head
+
+    @property
+    def shape(self) -> TreeShape:
+        """The tree asked for; with `--tree auto`, the one to begin the search with."""
+        if self.tree != "auto":
+            return TreeShape(self.depth or 5, self.top_k or 8, self.nodes or 31, self.pairing, self.parallel)
+        top_k = self.top_k or min(4, self.draft_vocab or 4)
+        shape = TreeShape(self.depth or 2, top_k, self.nodes or 31, self.pairing, self.parallel)
+        return replace(shape, nodes=min(shape.nodes, shape.candidates))
+
+
+def _precision(name: str) -> Precision:
+    if name not in PRECISIONS:
+        raise UsageError(f"There is no precision {name!r}; there are {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """How the target's graph is written.
+
+    opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
+    """
+
+    checkpoint: Target
+    precision: Precision
+    attention: AttentionImpl
+    opset: int
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """How the draft graph is written. opset: as `TargetPlan` has it."""
+
+    head: DraftHead
+    target: Target
+    tree: DraftTree
+    token_map: np.ndarray | None
+    precision: Precision
+    opset: int
+
+    @property
+    def draft_vocab(self) -> int | None:
+        """How many tokens the head may propose; None for all."""
+        return None if self.token_map is None else len(self.token_map)
+
+    @property
+    def attention(self) -> AttentionImpl:
+        """No sum of a head has to be exact: it guesses. Fused operators are for int8's graphs, where they save the most."""
+        return self.precision.attention(bitwise=False)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export, resolved.
+
+    equality: "bitwise" where plain and speculative decoding shall agree bit for bit, else "numerical"
+    search: depth, top_k and nodes that the user fixed, None each for the search; None where the tree is not to be searched
+    metadata: where the graphs come from
+    """
+
+    target: TargetPlan
+    draft: DraftPlan
+    out: Path
+    max_context: int
+    equality: str
+    search: tuple[int | None, int | None, int | None] | None
+    verify: bool
+    metadata: dict[str, str]
+
+    def with_shape(self, shape: TreeShape) -> ExportPlan:
+        """The same with a tree of another shape."""
+        return replace(self, draft=replace(self.draft, tree=self.draft.head.tree(shape)))
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Target, head and engine in words: pairs of a label and a line."""
+        target, draft, shape = self.target.checkpoint, self.draft, self.draft.tree.shape
+        config, count = target.config, target.parameters
+        yield (
+            "target",
+            f"{target.name}: {families.architecture(config)}, {count / 1e6:.1f} M parameters, {config.num_hidden_layers} layers, "
+            f"hidden {config.hidden_size}, {config.num_attention_heads} heads over {config.num_key_value_heads} key/value heads, "
+            f"vocabulary {config.vocab_size}, context {self.max_context}",
+        )
+        yield "head", f"{draft.head.checkpoint.name}: {draft.head.summary}"
+        proposed = "all tokens" if draft.token_map is None else f"{len(draft.token_map)} tokens"
+        yield (
+            "engine",
+            f"target {self.target.precision.name}, head {draft.precision.name}, {self.equality} equality, "
+            f"opset {self.target.opset}; tree of {shape.nodes} nodes, depth {shape.depth}, top-k {shape.top_k}, "
+            f"head proposes {proposed}",
+        )
+
+    def manifest(self) -> Manifest:
+        """The content of engine.json but for files, checks and the choice of the tree."""
+        target, draft, shape = self.target.checkpoint, self.draft, self.draft.tree.shape
+        sizes = families.sizes(target.config)
+        return Manifest(
+            model=Model(
+                name=target.name,
+                architecture=families.architecture(target.config),
+                vocab_size=sizes.vocab,
+                hidden_size=sizes.hidden,
+                num_layers=sizes.layers,
+                num_kv_heads=sizes.kv_heads,
+                head_dim=sizes.head_dim,
+                max_context=self.max_context,
+                bos_token_id=getattr(target.config, "bos_token_id", None),
+                eos_token_ids=target.eos_token_ids(),
+            ),
+            draft=Draft(
+                variant=draft.head.variant,
+                num_kv_heads=draft.head.config.kv_heads,
+                head_dim=draft.head.config.head_dim,
+                depth=shape.depth,
+                top_k=shape.top_k,
+                nodes=shape.nodes,
+                draft_vocab=draft.draft_vocab,
+                pairing=shape.pairing,
+                parallel_step=shape.parallel,
+                num_experts=draft.head.num_experts,
+            ),
+            precision={"target": self.target.precision.name, "draft": draft.precision.name},
+            equality=self.equality,
+            graphs={"target": "target.onnx", "draft": "draft.onnx"},
+            files={},
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            source={**self.metadata, "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+            extra={"opset": self.target.opset},
+        )
+
+
+def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> ExportPlan:
+    """Resolve options for this target and head.
+
+    Raises:
+        UsageError: an option asks for what the target or the head cannot give
+        ExportError: target and head do not fit each other
+    """
+    config: Any = target.config
+    _check_pair(target, head)
+    precision, draft_precision = options.precisions
+    equality = options.equality or ("numerical" if precision.gpu else "bitwise")
+    tree = head.tree(options.shape)
+    _check_tree(tree.shape, min(options.draft_vocab or config.vocab_size, config.vocab_size))
+    return ExportPlan(
+        target=TargetPlan(target, precision, precision.attention(equality == "bitwise"), options.opset),
+        draft=DraftPlan(head, target, tree, head.token_map(options.draft_vocab), draft_precision, options.opset),
+        out=options.out,
+        max_context=families.context_limit(config, options.max_context),
+        equality=equality,
+        search=(options.depth, options.top_k, options.nodes) if options.tree == "auto" else None,
+        verify=options.verify,
+        metadata={
+            "jakiro_version": importlib.metadata.version("jakiro-export"),
+            "source_target": f"{target.name} ({target.path.name})",
+            "source_head": f"{head.checkpoint.name} ({head.checkpoint.path.name})",
+        },
+    )
+
+
+def _check_pair(target: Target, head: DraftHead) -> None:
+    config: Any = target.config
+    for what, ours, theirs in (
+        ("hidden size", head.config.hidden, config.hidden_size),
+        ("vocabulary", head.config.vocab, config.vocab_size),
+    ):
+        if ours != theirs:
+            raise ExportError(
+                f"Head and target do not fit: the head in {head.checkpoint.path} has {what} {ours}, the target "
+                f"{target.name} {theirs}; use the head that was trained for this target."
+            )
+
+
+def _check_tree(shape: TreeShape, proposed: int) -> None:
+    """proposed: how many tokens the head may propose."""
+    if shape.nodes > shape.candidates:
+        raise UsageError(
+            f"--nodes {shape.nodes} is more than the {shape.candidates} candidates that --depth {shape.depth} and "
+            f"--top-k {shape.top_k} give."
+        )
+    if shape.top_k > proposed:
+        raise UsageError(f"--top-k {shape.top_k} is more than the {proposed} tokens the head may propose.")

@@ -1,0 +1,35 @@
+"""The target's ONNX graph: traced through the hooks, one layer copied for all where all are alike."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+
+from jakiro_export.targets import layers
+from jakiro_export.targets.families import sizes
+from jakiro_export.targets.fused import fused_operators
+from jakiro_export.targets.graph import TargetGraph
+from jakiro_export.targets.models import build_meta
+from jakiro_export.tracing import trace as trace_module
+from jakiro_runtime import contract
+
+
+def trace(graph: TargetGraph, opset: int) -> ir.Model:
+    """The graph of a model on the meta device, without weight values: initializers carry the parameters' names.
+
+    Layers that differ in nothing but their weights are traced once.
+    """
+    found, count = layers.layer_list(graph.model), graph.config.num_hidden_layers
+    if found is None or count <= layers.TRACED or not layers.are_alike(found[1]):
+        return trace_all_layers(graph, opset)
+    short = TargetGraph(build_meta(layers.shortened(graph.config), graph.dtype), graph.impl)
+    traced = trace_all_layers(short, opset)
+    layers.repeat_last_layer(traced, f"model.{found[0]}", count)
+    return traced
+
+
+def trace_all_layers(graph: TargetGraph, opset: int) -> ir.Model:
+    """As `trace`, every layer by itself."""
+    values = torch.float64 if graph.impl == "bitwise" else graph.dtype
+    with fused_operators(graph.model, opset):
+        return trace_module(graph, contract.target(*sizes(graph.config)), graph.dtype, values, opset)

@@ -1,0 +1,117 @@
+"""A family of heads is one file: it is found, told apart from the others, and exported, with no other file changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import jakiro_export.heads
+import tiny
+from jakiro_export.errors import ExportError
+from jakiro_export.heads import registry
+from jakiro_runtime import Engine
+from jakiro_runtime.format.manifest import Manifest
+
+TOY = '''
+"""A head whose layer is the shared one and nothing more: what attention gives is the next feature."""
+
+from jakiro_export.heads.family import DraftHead
+from jakiro_export.heads.layer import DraftLayer, LayerConfig, layer_shapes, layer_weights, read_layer
+from jakiro_export.heads.model import DraftModel, Prediction
+from jakiro_export.heads.registry import register
+from jakiro_export.ops import selection
+from torch import nn
+
+
+class ToyModel(DraftModel):
+    def predict(self, x, query, segments, parallel):
+        feature, _ = self.head.attend(x, query, segments)
+        return Prediction(feature, feature, feature)
+
+    def candidates(self, scored, count):
+        logits = nn.functional.linear(scored, self.projection).float()
+        best, index = logits.log_softmax(-1).topk(count, -1)
+        return best, self.tokens(index)
+
+
+@register
+class ToyHead(DraftHead):
+    variant, title = "toy", "Toy"
+
+    @classmethod
+    def recognises(cls, config, shapes):
+        return not any("mlp" in name for name in shapes)
+
+    @classmethod
+    def read_config(cls, config, shapes):
+        return LayerConfig(**read_layer(config))
+
+    @classmethod
+    def expected_shapes(cls, config):
+        return layer_shapes(config, {})
+
+    def model(self, tree, draft_vocab, attention, opset):
+        return ToyModel(DraftLayer(self.config, attention, opset), tree, draft_vocab)
+
+    def layer_weights(self, dtype):
+        return layer_weights(self.config, self.stored(dtype))
+'''
+
+
+@pytest.fixture
+def toy_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file in one of the package's folders, as a user would add it."""
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "toy.py").write_text(TOY)
+    monkeypatch.setattr(jakiro_export.heads, "__path__", [*jakiro_export.heads.__path__, str(tmp_path / "families")])
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    yield
+    sys.modules.pop("jakiro_export.heads.toy", None)
+
+
+@pytest.fixture
+def toy_head(tmp_path: Path) -> Path:
+    weights = {name: tensor for name, tensor in tiny.head_tensors(tiny.head_config()).items() if "mlp" not in name}
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "config.json").write_text(json.dumps(tiny.head_config()))
+    save_file(weights, tmp_path / "head" / "model.safetensors")
+    return tmp_path / "head"
+
+
+@pytest.mark.usefixtures("toy_family")
+def test_a_family_in_a_file_of_its_own_is_exported_and_runs(tmp_path: Path, tiny_target: Path, toy_head: Path) -> None:
+    out = tiny.make_engine(tmp_path / "engine", tiny_target, toy_head, depth=2, top_k=3, nodes=8, verify=True)
+    manifest = Manifest.read(out)
+    assert manifest.draft.variant == "toy"
+    assert all(check["passed"] for check in manifest.checks)
+    assert len(list(Engine.open(out).session().generate([5, 6, 7], 6))) >= 1
+
+
+@pytest.mark.usefixtures("toy_family")
+def test_the_known_families_are_still_told_apart(tmp_path: Path, toy_head: Path) -> None:
+    heads = {
+        "jakiro": tiny.make_head(tmp_path / "jakiro"),
+        "jakiro_star": tiny.make_star_head(tmp_path / "star", True),
+        "toy": toy_head,
+    }
+    assert {name: registry.load_head(path, name).variant for name, path in heads.items()} == {name: name for name in heads}
+
+
+def test_a_head_of_no_known_family_is_named(tmp_path: Path, toy_head: Path) -> None:
+    with pytest.raises(ExportError, match=r"no family that this exporter knows \(Jakiro, Jakiro\*\)"):
+        registry.load_head(toy_head, "head")
+
+
+def test_integers_in_a_head_are_refused(tmp_path: Path) -> None:
+    head = tiny.make_head(tmp_path / "head")
+    weights = tiny.head_tensors(tiny.head_config())
+    weights["fc.weight"] = torch.zeros(weights["fc.weight"].shape, dtype=torch.int8)
+    save_file(weights, head / "model.safetensors")
+    with pytest.raises(ExportError, match=r"fc.weight holds int8"):
+        registry.load_head(head, "head")
