@@ -1,11 +1,12 @@
-"""The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this processor, and kept in the user's cache.
+"""The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this CPU, and cached for the user.
 
 They replace the bodies of operators that an int8 or int4 engine is written with. Without them (no AVX2, no compiler, or
-JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same contract, slower.
+JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same results, several times slower.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -16,51 +17,83 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from jakiro_runtime.kernels.library_cache import CacheError, LibraryCache
+
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
-_SECONDS = 120
+_TIMEOUT_S = 300
 _INSTRUCTIONS = {"avx2", "fma", "f16c"}  # with AVX-512 VNNI they take other forms: simd.h, simd_int.h, int8.h, int4.h
 
 
 def needed(graph: Path) -> bool:
-    """Whether an ONNX file, its weights beside it, has operators that a kernel can replace."""
+    """Whether an ONNX file has operators that a kernel can replace."""
     return graph.is_file() and b"RowInt" in graph.read_bytes()
 
 
 @cache
 def library() -> Path | None:
-    """The compiled kernels; None where they cannot be had or are switched off."""
-    if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not set(_processor().split()) >= _INSTRUCTIONS:
+    """The compiled kernels; None where they cannot be had, with one warning on stderr, or are switched off."""
+    if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not set(_cpu().split()) >= _INSTRUCTIONS:
         return None
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
     if compiler is None:
-        return None
+        return _without("no C++ compiler was found; install one (Debian, Ubuntu: apt install g++) or name it in CXX")
     try:
-        return _compiled(compiler)
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return compiled(compiler)
+    except CacheError as error:
+        return _without(str(error))
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return _without(f"{compiler} failed with exit code {error.returncode}" + "".join(f" ({line})" for line in last))
+    except subprocess.TimeoutExpired:
+        return _without(f"{compiler} did not finish within {_TIMEOUT_S} s")
+    except OSError as error:
+        return _without(f"they could not be compiled and stored ({error})")
 
 
-def _compiled(compiler: str, *more: str) -> Path:
-    flags, sources = [*_FLAGS, *more], sorted(_SOURCES.glob("*.cpp"))
-    digest = hashlib.sha256(" ".join([compiler, *flags, _processor()]).encode())
+def compiled(compiler: str, *more_flags: str) -> Path:
+    """The library as this compiler makes it, from the cache where it is there intact.
+
+    Raises:
+        CacheError: the cache folder is not private, or the system does not load libraries from it
+        OSError, subprocess.SubprocessError: the compiler or the disk fails
+    """
+    flags, sources = [*_FLAGS, *more_flags], sorted(_SOURCES.glob("*.cpp"))
+    digest = hashlib.sha256(" ".join([compiler, *flags, _cpu()]).encode())
     for source in [*sources, *sorted(_SOURCES.glob("*.h"))]:
         digest.update(source.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jakiro"
-    place = folder / f"kernels-{digest.hexdigest()[:16]}.so"
-    if not place.is_file():
-        if sys.stderr.isatty():
-            print(f"Compiling kernels for this processor, once; they are kept in {folder}.", file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = Path(work) / place.name
-            command = [compiler, *flags, *map(str, sources), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-            made.replace(place)  # whole or not at all, also where two processes compile at once
-    return place
+    cached, name = LibraryCache.of_user(), f"kernels-{digest.hexdigest()[:16]}.so"
+    found = cached.find(name)
+    if found is not None and _load_error(found) is None:
+        return found
+    if sys.stderr.isatty():
+        print(f"Compiling kernels for this CPU, once; they are cached in {cached.folder}.", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=cached.folder) as work:
+        made = Path(work) / name
+        command = [compiler, *flags, *map(str, sources), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+        stored = cached.store(made, name)
+    if error := _load_error(stored):
+        raise CacheError(f"{stored} cannot be loaded ({error}); name another cache folder in XDG_CACHE_HOME")
+    return stored
 
 
-def _processor() -> str:
+def _load_error(path: Path) -> OSError | None:
+    """Why the system does not load a library: it is for another CPU architecture, or its disk is mounted noexec."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return error
+    return None
+
+
+def _without(reason: str) -> None:
+    print(
+        f"Warning: The CPU kernels are not used, and int8 and int4 engines run several times slower: {reason}.", file=sys.stderr
+    )
+
+
+def _cpu() -> str:
     """What `-march=native` depends on: a home folder may be shared by different machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
