@@ -6,6 +6,7 @@
 # make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
 # make lint   ruff, mypy and clang-format alone
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
+# make fuzz-kernels SECONDS=60 OPERATOR=TreeAttention  random calls of the CPU kernels under AddressSanitizer and UBSan
 # make clean  remove what the targets above made
 
 PYTHON ?= python3
@@ -37,7 +38,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-only test-pythons test-gpu lint vectors clean
+.PHONY: demo bench test test-fast test-only test-pythons test-gpu lint vectors fuzz-kernels clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -79,6 +80,19 @@ lint: $(VENV)/.installed
 
 vectors: $(VENV)/.installed
 	@$(BIN)/python tests/support/vectors.py
+
+# SECONDS for all operators, or for one: OPERATOR=RowInt4MatMul. clang++ or g++; a stray access ends it with a report
+SECONDS ?= 60
+FUZZ_CXX ?= $(shell command -v clang++ || command -v g++)
+FUZZ_SOURCES := $(wildcard runtime/jakiro_runtime/kernels/*.cpp tests/fuzz/*.cpp)
+
+fuzz-kernels: out/fuzz_kernels
+	out/fuzz_kernels $(SECONDS) $(OPERATOR)
+
+out/fuzz_kernels: $(FUZZ_SOURCES) $(wildcard runtime/jakiro_runtime/kernels/*.h)
+	@mkdir -p out
+	$(FUZZ_CXX) -std=c++17 -O1 -g -march=native -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  -Iruntime/jakiro_runtime/kernels $(FUZZ_SOURCES) -o $@ -pthread
 
 $(ENGINE)/engine.json: $(VENV)/.installed $(HEAD) $(SOURCES)
 	@$(BIN)/jakiro-export --draft smollm2-135m --target smollm2-135m --out $(ENGINE) $(EXPORT_FLAGS)

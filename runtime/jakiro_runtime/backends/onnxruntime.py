@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jakiro_runtime.backends.host import HostMemory
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.kernels import library, needed
+from jakiro_runtime.kernels.cpus import physical_cores
 
 _TYPES = {
     "tensor(int64)": np.int64,
@@ -114,15 +114,3 @@ def dtypes(values: Any) -> Mapping[str, np.dtype]:
             "export the engine with --precision fp32 or fp16."
         )
     return {value.name: np.dtype(_TYPES[value.type]) for value in values}
-
-
-def physical_cores() -> int:
-    """Physical cores this process may run on; at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            siblings.add(str(cpu))
-    return max(1, len(siblings))

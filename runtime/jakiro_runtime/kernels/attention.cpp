@@ -18,6 +18,7 @@
 
 #include "attention_rows.h"
 #include "operators.h"
+#include "wait.h"
 
 namespace jakiro {
 namespace {
@@ -57,7 +58,7 @@ class BatchAttention {
     std::atomic<int64_t> claimed{0}, ready{0}, claimed_later{0};
     auto work = [&](size_t) {
       for (int64_t item; (item = claimed.fetch_add(1)) < first; ready.fetch_add(1)) score_block(item / blocks_, item % blocks_);
-      while (ready.load(std::memory_order_acquire) < first) _mm_pause();
+      wait_for(ready, first);
       for (int64_t item; (item = claimed_later.fetch_add(1)) < second;) attend_chunk(item / chunks_, item % chunks_);
     };
     call.parallel(std::min<int64_t>(kTasks, second), work);

@@ -23,6 +23,7 @@
 
 #include "operators.h"
 #include "simd.h"
+#include "wait.h"
 
 namespace jakiro {
 namespace {
@@ -159,7 +160,7 @@ void row_matmul(const Call& call) {
          ready.fetch_add(1)) {
       for (int64_t row = count * part / parts; row < count * (part + 1) / parts; ++row) prepare(row);
     }
-    while (ready.load(std::memory_order_acquire) < parts) _mm_pause();
+    wait_for(ready, parts);
     call.non_temporal() ? multiply(task, non_temporal) : multiply(task, cached);
   };
   call.parallel(tasks, work);

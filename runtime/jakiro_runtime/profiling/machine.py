@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jakiro_runtime.backends.onnxruntime import physical_cores
+from jakiro_runtime.kernels.cpus import physical_cores
 
 PACKAGES = ("jakiro-export", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 
