@@ -86,11 +86,13 @@ SECONDS ?= 60
 FUZZ_CXX ?= $(shell command -v clang++ || command -v g++)
 FUZZ_SOURCES := $(wildcard runtime/jakiro_runtime/kernels/*.cpp tests/fuzz/*.cpp)
 
-fuzz-kernels: out/fuzz_kernels
-	out/fuzz_kernels $(SECONDS) $(OPERATOR)
+FUZZER ?= out/fuzz_kernels
 
-out/fuzz_kernels: $(FUZZ_SOURCES) $(wildcard runtime/jakiro_runtime/kernels/*.h)
-	@mkdir -p out
+fuzz-kernels: $(FUZZER)
+	$(FUZZER) $(SECONDS) '$(OPERATOR)' $(SEED)
+
+$(FUZZER): $(FUZZ_SOURCES) $(wildcard runtime/jakiro_runtime/kernels/*.h)
+	@mkdir -p $(@D)
 	$(FUZZ_CXX) -std=c++17 -O1 -g -march=native -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Iruntime/jakiro_runtime/kernels $(FUZZ_SOURCES) -o $@ -pthread
 

@@ -102,7 +102,10 @@ class OnnxRuntimeBinding:
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
-        self._session.run_with_iobinding(self._io)
+        try:
+            self._session.run_with_iobinding(self._io)
+        except RuntimeError as error:  # a graph that an operator refuses, or no memory
+            raise EngineError(f"A graph of the engine failed: {str(error).splitlines()[0]}") from error
 
 
 def dtypes(values: Any) -> Mapping[str, np.dtype]:
