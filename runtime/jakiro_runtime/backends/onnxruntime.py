@@ -61,6 +61,9 @@ def session_options(ort: Any, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # a waiting thread spins through the gap between two operators, then sleeps: where other processes want the cores, spinning
+    # for a millisecond, the default, takes the time of the thread it waits for
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     # draft and target take turns on the same cores: an idle pool that spins takes them from the other
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
