@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from jakiro_runtime.kernels.library_cache import CacheError, LibraryCache
+from jakiro_runtime.kernels.library_cache import KernelError, LibraryCache
 
 _SOURCES = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
@@ -35,27 +35,35 @@ def library() -> Path | None:
     """The compiled kernels; None where they cannot be had, with one warning on stderr, or are switched off."""
     if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not set(_cpu().split()) >= _INSTRUCTIONS:
         return None
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
-    if compiler is None:
-        return _without("no C++ compiler was found; install one (Debian, Ubuntu: apt install g++) or name it in CXX")
     try:
-        return compiled(compiler)
-    except CacheError as error:
-        return _without(str(error))
+        return compiled(_compiler())
+    except KernelError as error:
+        reason = str(error)
     except subprocess.CalledProcessError as error:
         last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return _without(f"{compiler} failed with exit code {error.returncode}" + "".join(f" ({line})" for line in last))
-    except subprocess.TimeoutExpired:
-        return _without(f"{compiler} did not finish within {_TIMEOUT_S} s")
+        reason = f"{error.cmd[0]} failed with exit code {error.returncode}" + "".join(f" ({line})" for line in last)
+    except subprocess.TimeoutExpired as error:
+        reason = f"{error.cmd[0]} did not finish within {_TIMEOUT_S} s"
     except OSError as error:
-        return _without(f"they could not be compiled and stored ({error})")
+        reason = f"they could not be compiled and stored ({error})"
+    print(
+        f"Warning: The CPU kernels are not used, and int8 and int4 engines run several times slower: {reason}.", file=sys.stderr
+    )
+    return None
+
+
+def _compiler() -> str:
+    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
+    if compiler is None:
+        raise KernelError("no C++ compiler was found; install one (Debian, Ubuntu: apt install g++) or name it in CXX")
+    return compiler
 
 
 def compiled(compiler: str, *more_flags: str) -> Path:
     """The library as this compiler makes it, from the cache where it is there intact.
 
     Raises:
-        CacheError: the cache folder is not private, or the system does not load libraries from it
+        KernelError: the cache folder is not private, or the system does not load libraries from it
         OSError, subprocess.SubprocessError: the compiler or the disk fails
     """
     flags, sources = [*_FLAGS, *more_flags], sorted(_SOURCES.glob("*.cpp"))
@@ -74,7 +82,7 @@ def compiled(compiler: str, *more_flags: str) -> Path:
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
         stored = cached.store(made, name)
     if error := _load_error(stored):
-        raise CacheError(f"{stored} cannot be loaded ({error}); name another cache folder in XDG_CACHE_HOME")
+        raise KernelError(f"{stored} cannot be loaded ({error}); name another cache folder in XDG_CACHE_HOME")
     return stored
 
 
@@ -85,12 +93,6 @@ def _load_error(path: Path) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _without(reason: str) -> None:
-    print(
-        f"Warning: The CPU kernels are not used, and int8 and int4 engines run several times slower: {reason}.", file=sys.stderr
-    )
 
 
 def _cpu() -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 _DIGEST_BYTES = 32
 
 
-class CacheError(Exception):
-    """A cache that must not or cannot be used: one sentence without a full stop."""
+class KernelError(Exception):
+    """Why kernels cannot be compiled, or must not be loaded: one sentence without a full stop."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class LibraryCache:
 
     @classmethod
     def of_user(cls) -> LibraryCache:
-        """The user's cache, made if it is not there (mode 0700). Raises CacheError where it is not private, OSError."""
+        """The user's cache, made if it is not there (mode 0700). Raises KernelError where it is not private, OSError."""
         folder = _user_cache() / "jakiro"
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode):
-            raise CacheError(f"{folder} is not a folder but a link or a file; remove it")
+            raise KernelError(f"{folder} is not a folder but a link or a file; remove it")
         if problem := _foreign(found):
-            raise CacheError(f"{folder} {problem}; it must be yours alone, as after: rm -r {folder}")
+            raise KernelError(f"{folder} {problem}; it must be yours alone, as after: rm -r {folder}")
         return cls(folder)
 
     def find(self, name: str) -> Path | None:
@@ -78,7 +78,7 @@ def _user_cache() -> Path:
         try:
             home = pwd.getpwuid(os.geteuid()).pw_dir
         except KeyError:
-            raise CacheError("this user has no home folder; name a cache folder in XDG_CACHE_HOME") from None
+            raise KernelError("this user has no home folder; name a cache folder in XDG_CACHE_HOME") from None
     return Path(home) / ".cache"
 
 

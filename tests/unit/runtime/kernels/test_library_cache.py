@@ -16,7 +16,7 @@ import pytest
 
 from jakiro_runtime import kernels
 from jakiro_runtime.kernels import library_cache
-from jakiro_runtime.kernels.library_cache import CacheError, LibraryCache
+from jakiro_runtime.kernels.library_cache import KernelError, LibraryCache
 
 # a compiler that takes no time: an empty library, and a line in a log for each call
 COMPILER = """#!/bin/sh
@@ -152,7 +152,7 @@ def test_an_empty_home_is_not_the_root_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert library_cache._user_cache() == Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache"
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    with pytest.raises(CacheError, match="XDG_CACHE_HOME"):
+    with pytest.raises(KernelError, match="XDG_CACHE_HOME"):
         library_cache._user_cache()
 
 
