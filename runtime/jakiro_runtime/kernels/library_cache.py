@@ -30,7 +30,7 @@ class LibraryCache:
     @classmethod
     def of_user(cls) -> LibraryCache:
         """The user's cache, made if it is not there (mode 0700). Raises KernelError where it is not private, OSError."""
-        folder = _user_cache() / "jakiro"
+        folder = _user_cache() / "jakiro" / "kernels"
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()

@@ -129,7 +129,7 @@ def test_a_library_that_is_not_intact_or_not_ours_is_made_again(
 def test_a_folder_that_others_may_write_is_not_used(
     load: Load, log: Path, tmp_path: Path, spoil: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "cache" / "jakiro"
+    folder = tmp_path / "cache" / "jakiro" / "kernels"
     folder.mkdir(parents=True)
     spoil(folder)
     assert load() is None
@@ -139,11 +139,19 @@ def test_a_folder_that_others_may_write_is_not_used(
     assert str(folder) in warning
 
 
+def test_a_group_that_may_write_the_folder_above_is_no_hindrance(load: Load, tmp_path: Path) -> None:
+    """As umask 002 leaves it, where another part of the runtime made it first."""
+    above = tmp_path / "cache" / "jakiro"
+    above.mkdir(parents=True)
+    above.chmod(0o775)
+    assert load() is not None
+
+
 def test_a_relative_cache_folder_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    assert LibraryCache.of_user().folder == tmp_path / "home" / ".cache" / "jakiro"
+    assert LibraryCache.of_user().folder == tmp_path / "home" / ".cache" / "jakiro" / "kernels"
     assert not (tmp_path / "cache").exists()
 
 
