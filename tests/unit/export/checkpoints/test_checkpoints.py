@@ -61,13 +61,13 @@ def write_head(folder: Path, drop: str | None = None, change: dict[str, object] 
 def test_a_published_head_loads_from_either_format(tmp_path: Path) -> None:
     head = write_head(tmp_path / "h")
     first = load_head(head, "h")
-    row = first.store.rows("fc.weight", 0, 48)
+    row = first.checkpoint.store.rows("fc.weight", 0, 48)
     weights = {**load_file(head / "model.safetensors"), "embed_tokens.weight": torch.zeros(2, 2)}
     (head / "model.safetensors").unlink()
     torch.save(weights, head / "pytorch_model.bin")
     second = load_head(head, "h")
     assert first.parameters == second.parameters
-    np.testing.assert_array_equal(row, second.store.rows("fc.weight", 0, 48))
+    np.testing.assert_array_equal(row, second.checkpoint.store.rows("fc.weight", 0, 48))
 
 
 @pytest.mark.parametrize(
