@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from jakiro_export.checkpoints import aliases
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.memory import MemoryStore
 from jakiro_export.checkpoints.safetensors import SafetensorsStore
@@ -129,3 +130,12 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(ExportError, match="cannot be read"):
         load_target(tmp_path / "m.gguf", "m")
+
+
+def test_aliases_are_the_published_names() -> None:
+    heads = aliases.names("head")
+    assert heads["vicuna-13b"] == "Hhaiduo/Jakiro-Vicuna-13B-v1.3"
+    assert heads["vicuna-13b-star"] == "Hhaiduo/Jakiro_star-Vicuna-13B-v1.3"
+    assert heads["llama3-8b"] == "Hhaiduo/Jakiro-Llama3-instruct-8b"
+    assert "llama3-8b-star" not in heads
+    assert "vicuna-13b-star" not in aliases.names("target")
