@@ -1,4 +1,4 @@
-"""Write a graph and stream its weights beside it."""
+"""A graph is written, and its weights are streamed next to it."""
 
 from __future__ import annotations
 

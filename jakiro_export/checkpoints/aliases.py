@@ -11,12 +11,12 @@ class Alias:
 
     target: a hub id, or "package:NAME" for a GGUF file inside an installed Python package
     head: the Jakiro head of that target: a hub id, or "examples:PATH" for one that is shipped with this project's sources
-    star: its Jakiro* head, which `NAME-star` stands for; None where none is published
+    star_head: its Jakiro* head, which `NAME-star` stands for; None where none is published
     """
 
     target: str
     head: str
-    star: str | None = None
+    star_head: str | None = None
 
 
 ALIASES: dict[str, Alias] = {
@@ -35,5 +35,5 @@ def names(role: str) -> dict[str, str]:
     """Every alias of a role, "target" or "head", and the place it stands for."""
     if role == "target":
         return {name: alias.target for name, alias in ALIASES.items()}
-    star = {f"{name}-star": alias.star for name, alias in ALIASES.items() if alias.star is not None}
+    star = {f"{name}-star": alias.star_head for name, alias in ALIASES.items() if alias.star_head is not None}
     return {name: alias.head for name, alias in ALIASES.items()} | star

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from jakiro_export.checkpoints import aliases
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.memory import MemoryStore
 from jakiro_export.checkpoints.safetensors import SafetensorsStore
@@ -61,13 +62,13 @@ def write_head(folder: Path, drop: str | None = None, change: dict[str, object] 
 def test_a_published_head_loads_from_either_format(tmp_path: Path) -> None:
     head = write_head(tmp_path / "h")
     first = load_head(head, "h")
-    row = first.store.rows("fc.weight", 0, 48)
+    row = first.checkpoint.store.rows("fc.weight", 0, 48)
     weights = {**load_file(head / "model.safetensors"), "embed_tokens.weight": torch.zeros(2, 2)}
     (head / "model.safetensors").unlink()
     torch.save(weights, head / "pytorch_model.bin")
     second = load_head(head, "h")
     assert first.parameters == second.parameters
-    np.testing.assert_array_equal(row, second.store.rows("fc.weight", 0, 48))
+    np.testing.assert_array_equal(row, second.checkpoint.store.rows("fc.weight", 0, 48))
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,12 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(ExportError, match="cannot be read"):
         load_target(tmp_path / "m.gguf", "m")
+
+
+def test_aliases_are_the_published_names() -> None:
+    heads = aliases.names("head")
+    assert heads["vicuna-13b"] == "Hhaiduo/Jakiro-Vicuna-13B-v1.3"
+    assert heads["vicuna-13b-star"] == "Hhaiduo/Jakiro_star-Vicuna-13B-v1.3"
+    assert heads["llama3-8b"] == "Hhaiduo/Jakiro-Llama3-instruct-8b"
+    assert "llama3-8b-star" not in heads
+    assert "vicuna-13b-star" not in aliases.names("target")
