@@ -174,6 +174,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_a_failed_check_leaves_nothing(
     tmp_path: Path, tiny_target: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_failed_check_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path, tiny_target: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -235,6 +237,7 @@ def test_a_quantised_checkpoint_is_refused_before_tracing(
     assert "compressed-tensors" in output
 
 
+@pytest.mark.slow
 def test_named_chat_templates_and_a_projection_of_its_own_are_exported(tmp_path: Path, tiny_head: Path) -> None:
     """Checked against transformers, which reads them the same way."""
     target = tiny.make_target(tmp_path / "t", layers=2)

@@ -88,7 +88,7 @@ class DraftCase:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow if n in (0, 4) else ()) for n in range(len(SHAPES))],
+    params=[pytest.param(n, marks=() if n == 3 else pytest.mark.slow) for n in range(len(SHAPES))],
     ids=lambda n: f"shape{n}",
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> DraftCase:
@@ -108,6 +108,7 @@ def test_the_same_tree_as_the_plain_arithmetic(case: DraftCase) -> None:
     run()
 
 
+@pytest.mark.slow
 def test_the_two_pairings_differ(tmp_path: Path, tiny_target: Path) -> None:
     """A control: with the other pairing in the plain twin, the comparison must fail."""
     case = DraftCase(tmp_path, tiny_target, tiny.make_head(tmp_path / "head", seed=3), TreeShape(3, 4, 40))
@@ -126,6 +127,7 @@ def test_a_jakiro_star_head_drafts_its_own_tree(tmp_path: Path, tiny_target: Pat
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "tree"),
     [

@@ -17,6 +17,9 @@ from jakiro_runtime.backends import onnxruntime as onnxruntime_backend
 WIDE = {"hidden_size": 64, "num_attention_heads": 4}  # groups of 32 fit
 
 
+pytestmark = pytest.mark.slow  # an export of its own
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int4")

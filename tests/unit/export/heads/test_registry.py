@@ -84,6 +84,7 @@ def toy_head(tmp_path: Path) -> Path:
     return tmp_path / "head"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy_family")
 def test_a_family_in_a_file_of_its_own_is_exported_and_runs(tmp_path: Path, tiny_target: Path, toy_head: Path) -> None:
     out = tiny.make_engine(tmp_path / "engine", tiny_target, toy_head, depth=2, top_k=3, nodes=8, verify=True)

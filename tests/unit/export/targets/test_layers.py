@@ -52,6 +52,7 @@ def test_layers_that_differ_are_all_traced() -> None:
     assert not repeat.are_alike(layers[1])
 
 
+@pytest.mark.slow
 def test_layers_that_hang_together_otherwise_are_refused() -> None:
     short = build_meta(repeat.shortened(build().config), torch.float32)
     traced = trace_all_layers(TargetGraph(short, "bitwise"), 23)

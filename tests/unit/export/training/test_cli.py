@@ -98,6 +98,7 @@ def test_it_asks_what_people_ask_before_it_asks_itself(tiny_target: Path, tmp_pa
     assert not any("far too long" in prompt for prompt in found.values())
 
 
+@pytest.mark.slow
 def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": [1, 2], "response": [3]}\n{"prompt": [1]}\n')
     process = train(tiny_target, tmp_path / "head", "--data", str(tmp_path / "bad.jsonl"))
@@ -105,6 +106,7 @@ def test_bad_data_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
     assert "line 2: expected" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_truncated_archive_gets_a_sentence(tiny_target: Path, tmp_path: Path) -> None:
     whole = gzip.compress(b"".join(b'{"prompt": [1, %d], "response": [3]}\n' % (n % 300) for n in range(5000)))
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -113,6 +115,7 @@ def test_a_truncated_archive_gets_a_sentence(tiny_target: Path, tmp_path: Path) 
     assert "cut.jsonl.gz cannot be read to its end" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_second_process_does_not_touch_the_work_of_the_first(tiny_target: Path, tmp_path: Path) -> None:
     work = tmp_path / "head.work"
     work.mkdir()

@@ -105,6 +105,7 @@ def test_what_is_finished_stays_and_what_is_interrupted_goes_on(tiny_target: Pat
     assert again["baseline"]["measure"]["step"] == 20
 
 
+@pytest.mark.slow
 def test_an_unknown_variant_gets_a_sentence(tiny_target: Path, talks: Path, tmp_path: Path) -> None:
     process = start("compare", tiny_target, talks, tmp_path, "--variants", "chains")
     said = process.communicate()[1]
