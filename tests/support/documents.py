@@ -24,7 +24,10 @@ import click
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"(?:<!-- (?P<kind>not run|file): (?P<about>.*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.M)
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<kind>not run|file|slow)(?:: (?P<about>[^\n]*?))? -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.M,
+)
 _INDENTED = re.compile(r"^    (?:jakiro-\w+|make|pip|python|cmake|sudo) .*$", re.MULTILINE)
 # What Python blocks call the target
 _MODEL = re.compile(r'"(?:smollm2-135m|HuggingFaceTB/[\w-]+)"')
@@ -38,13 +41,19 @@ _SHORTER = {
 
 
 class Block(NamedTuple):
-    """A fenced block. not_run: the reason, where it says that it is not run; file: the path that it is the content of."""
+    """A fenced block.
+
+    not_run: the reason, where it says that it is not run
+    file: the path that it is the content of
+    slow: it takes more than some seconds
+    """
 
     line: int
     language: str
     text: str
     not_run: str | None
     file: str | None
+    slow: bool
 
 
 class Failed(Exception):
@@ -61,11 +70,11 @@ def blocks(page: str) -> list[Block]:
         raise Failed(f"commands in an indented block: {found[0].strip()}; fence it with ```sh")
     made = []
     for each in _BLOCK.finditer(page):
-        about = {each["kind"]: each["about"]}
+        about = {each["kind"]: each["about"] or ""}
         line = page.count("\n", 0, each.start("text"))
         if (reason := about.get("not run")) is not None and not reason.startswith(_REASONS):
             raise Failed(f"line {line}: {reason!r} is no reason not to run a block; reasons begin with {', '.join(_REASONS)}")
-        made.append(Block(line, each["language"], each["text"], about.get("not run"), about.get("file")))
+        made.append(Block(line, each["language"], each["text"], about.get("not run"), about.get("file"), "slow" in about))
     return made
 
 
@@ -76,19 +85,21 @@ class Reader:
     folder: where everything happens; has what a clone of the repository has
     target, head: checkpoints in the place of those that a page names
     sources: where files go that a page says to write
+    slow: run the slow blocks alone, instead of all others
     """
 
     folder: Path
     target: Path
     head: Path
     sources: Path = ROOT
+    slow: bool = False
 
     def read(self, page: Path) -> None:
         """Run every block of a page, in order, in one Python namespace. Raises Failed."""
         names: dict[str, Any] = {"__name__": "__main__"}
         for block in blocks(page.read_text()):
             where = f"{page.name}, line {block.line}"
-            if block.not_run:
+            if block.not_run is not None or block.slow != self.slow:
                 continue
             try:
                 with _working_in(self.folder):
@@ -164,7 +175,8 @@ def commands(block: Block) -> Iterator[str]:
 def tables() -> ModuleType:
     """docs/tables.py, which makes tables from the code."""
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -27,7 +27,9 @@ def read(pages: list[Path], folder: Path, engine: Path, target: Path, head: Path
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory, tiny_engine: Path, tiny_target: Path, tiny_head: Path) -> dict[str, str | None]:
+def failures(
+    tmp_path_factory: pytest.TempPathFactory, tiny_engine: Path, tiny_target: Path, tiny_head: Path
+) -> dict[str, str | None]:
     return read(PAGES, tmp_path_factory.mktemp("extending"), tiny_engine, tiny_target, tiny_head)
 
 
@@ -47,6 +49,6 @@ def test_an_example_without_its_change_fails(tmp_path: Path, tiny_engine: Path, 
 
 def test_a_change_that_does_not_fit_the_code_is_an_error(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("```diff\n--- a/runtime/jakiro_runtime/engine.py\n+++ b/runtime/jakiro_runtime/engine.py\n@@ -1 +1 @@\n-no line\n+a\n```\n")
+    page.write_text("```diff\n--- a/jakiro_export/export.py\n+++ b/jakiro_export/export.py\n@@ -1 +1 @@\n-no line\n+a\n```\n")
     with pytest.raises(Failed, match="the change does not fit the code"):
         write_sources([page], tmp_path / "sources")
