@@ -218,7 +218,7 @@ def write_sources(pages: Sequence[Path], folder: Path) -> Path:
             if block.file:
                 (folder / block.file).write_text(block.text)
             elif block.language == "diff":
-                done = subprocess.run(["patch", "-p1"], cwd=folder, input=block.text, capture_output=True, text=True)
+                done = subprocess.run(["patch", "-p1", "--fuzz=0"], cwd=folder, input=block.text, capture_output=True, text=True)
                 if done.returncode:
                     raise Failed(f"{page.name}, line {block.line}: the change does not fit the code: {done.stdout}{done.stderr}")
     return folder
