@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 
+import jakiro_export.ops
 from jakiro_export.ops import registry
 from jakiro_export.ops.operator import Operand, Operator
 from jakiro_runtime import contract
@@ -42,9 +44,10 @@ def _contracts() -> dict[str, contract.GraphContract]:
 
 
 def _operators(own: bool) -> str:
-    def where(operator: Operator) -> str:
-        module = str(operator.eager.__module__).rpartition(".")[2]
-        return f"`ops/{module}.py`"
+    files: dict[str, str] = {}
+    for each in pkgutil.iter_modules(jakiro_export.ops.__path__):
+        module = import_module(f"jakiro_export.ops.{each.name}")
+        files |= {operator.name: f"`ops/{each.name}.py`" for operator in getattr(module, "OPERATORS", ())}
 
     def runs(operator: Operator) -> str:
         return ", ".join(
@@ -52,7 +55,7 @@ def _operators(own: bool) -> str:
         )
 
     rows = [
-        (f"`{each.name}`", each.doc, str(each.opset), runs(each), where(each))
+        (f"`{each.name}`", each.doc, str(each.opset), runs(each), files[each.name])
         for each in registry.operators().values()
         if bool(each.domain) == own
     ]

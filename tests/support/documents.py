@@ -203,7 +203,7 @@ def workspace(folder: Path, engine: Path) -> Path:
     """A folder that looks like a clone in which `make demo` has run, with another engine."""
     (folder / "out").mkdir(parents=True)
     shutil.copytree(engine, folder / "out/smollm2")
-    for name in ("examples", "plugins", "docs", "pyproject.toml"):
+    for name in ("docs", "examples", "plugins", "pyproject.toml", "tests"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

@@ -12,6 +12,7 @@ import pytest
 
 from documents import ROOT, Failed, workspace, write_sources
 
+pytestmark = pytest.mark.slow  # minutes: each page exports an engine
 PAGES = sorted((ROOT / "docs/extending").glob("*.md"))
 
 
