@@ -12,8 +12,11 @@ from pathlib import Path
 import click
 
 import jakiro_export.ops
+from jakiro_export.checkpoints.aliases import ALIASES
+from jakiro_export.heads.registry import families
 from jakiro_export.ops import registry
 from jakiro_export.ops.operator import Operand, Operator
+from jakiro_export.targets.families import KNOWN_TO_WORK, REFUSED_ROTARY
 from jakiro_runtime import contract
 
 DOCS = Path(__file__).resolve().parent
@@ -77,6 +80,24 @@ def _signatures() -> str:
     return table(("operator", "inputs", "outputs", "attributes"), rows)
 
 
+def _aliases() -> str:
+    def place(name: str | None) -> str:
+        kind, _, rest = (name or "").rpartition(":")
+        return {"package": f"GGUF in the package `{rest}`", "examples": f"`examples/{rest}`, shipped here"}.get(kind, rest)
+
+    return table(
+        ("alias", "target", "head", "`alias-star`: a Jakiro* head"),
+        [(f"`{name}`", *map(place, (each.target, each.head, each.star_head))) for name, each in ALIASES.items()],
+    )
+
+
+def _families() -> str:
+    rows = [
+        (f"`{each.variant}`", each.title, str(each.__doc__), f"`{each.__module__.replace('.', '/')}.py`") for each in families()
+    ]
+    return table(("variant", "name", "", "file"), rows)
+
+
 def commands() -> dict[str, click.Command]:
     """The console scripts of pyproject.toml by name."""
     scripts = (ROOT / "pyproject.toml").read_text().split("[project.scripts]\n")[1].split("\n[")[0]
@@ -104,6 +125,10 @@ def tables() -> dict[str, Callable[[], str]]:
     made["operators"] = lambda: _operators(own=True)
     made["standard-operators"] = lambda: _operators(own=False)
     made["signatures"] = _signatures
+    made["targets"] = lambda: table(("architecture", "models"), KNOWN_TO_WORK.items())
+    made["rotary"] = lambda: table(("`rope_type`", "why it is refused"), REFUSED_ROTARY.items())
+    made["aliases"] = _aliases
+    made["head-families"] = _families
     for name, command in commands().items():
         made[name] = lambda command=command: _options(command)  # type: ignore[misc]
     return made
