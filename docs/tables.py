@@ -92,10 +92,11 @@ def _aliases() -> str:
 
 
 def _families() -> str:
-    rows = [
-        (f"`{each.variant}`", each.title, str(each.__doc__), f"`{each.__module__.replace('.', '/')}.py`") for each in families()
-    ]
-    return table(("variant", "name", "", "file"), rows)
+    rows = []
+    for each in families():
+        about = str(sys.modules[each.__module__].__doc__).splitlines()[0]
+        rows.append((f"`{each.variant}`", about, f"`{each.__module__.replace('.', '/')}.py`"))
+    return table(("variant", "heads", "file"), rows)
 
 
 def commands() -> dict[str, click.Command]:
