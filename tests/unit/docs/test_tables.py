@@ -118,6 +118,9 @@ def test_files_that_a_page_names_exist(page: str) -> None:
         ROOT / "jakiro_export/ops",
         ROOT / "runtime/jakiro_runtime/kernels",
     ]
-    for name in re.findall(r"`([\w./-]+(?:\.(?:py|cpp|h|md|jsonl|txt|toml)|/))(?:: \w+)?`", text):
+    for name, symbol in re.findall(r"`([\w./-]+(?:\.(?:py|cpp|h|md|jsonl|txt|toml)|/))(?:: ([\w.]+))?`", text):
         if "/" in name and name not in written and not name.startswith(("out/", "tensorrt/", "jakiro/")):
-            assert any((base / name).exists() for base in bases), name
+            found = [base / name for base in bases if (base / name).exists()]
+            assert found, name
+            if symbol:
+                assert re.search(rf"(?:def|class) {symbol.rpartition('.')[2]}\b", found[0].read_text()), (name, symbol)
