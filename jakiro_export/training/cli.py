@@ -33,11 +33,11 @@ from jakiro_export.training.trainer import Trainer
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(0), default=None,
               show_default="1,000,000 for each of --hours where there are --prompts or no --data, else none",
-              help="Text that the target shall write, in answer to --prompts and to itself.")  # fmt: skip
+              help="Tokens of text that the target writes, in answer to --prompts and to itself.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="What people ask, JSON lines with `prompt` or `turns` as jakiro-bench takes them: the target answers these "
               "before it asks itself. May be given more than once.")  # fmt: skip
-@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that it has at once.")
+@click.option("--slots", type=click.IntRange(1), default=64, help="Conversations that the target has at once.")
 @click.option("--max-tokens", type=click.IntRange(1000), default=None, show_default="all", help="Train on a part of the text.")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Training time.")
 @click.option("--steps", type=click.IntRange(1), default=None, help="Training steps instead of --hours: with the same "

@@ -51,7 +51,7 @@ Examples:
 )
 @click.option("--nodes", type=click.IntRange(1), default=None, show_default="as many as are worth it, or all",
               help="Verify the best N nodes of every tree.")  # fmt: skip
-@click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
+@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the chat template.")
 @click.option("--stats", type=click.Choice(["line", "json", "none"]), default="line", help="Figures after an answer.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine: onnxruntime (CPU), "
               "cuda (ONNX Runtime on a GPU), tensorrt or tensorrt-rtx (engines of jakiro-build). auto: what was built for this "

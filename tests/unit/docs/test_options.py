@@ -7,31 +7,23 @@ import re
 import click
 import pytest
 
-import jakiro_bench.cli
-import jakiro_export.cli.build
-import jakiro_export.cli.export
-import jakiro_export.cli.inspect
-import jakiro_export.training.cli
+import documents
 import jakiro_export.training.compare
-import jakiro_runtime.cli
 from paths import ROOT
 
 COMMANDS: dict[str, click.Command] = {
-    "jakiro-build": jakiro_export.cli.build.main,
-    "jakiro-export": jakiro_export.cli.export.main,
-    "jakiro-inspect": jakiro_export.cli.inspect.main,
-    "jakiro-bench": jakiro_bench.cli.main,
-    "jakiro-run": jakiro_runtime.cli.main,
-    "jakiro-train": jakiro_export.training.cli.main,
+    **documents.console_scripts(),
     "jakiro_export.training.compare": jakiro_export.training.compare.main,
 }
-PAGES = [file.relative_to(ROOT).as_posix() for file in (ROOT / "examples").rglob("*.md")]
-DOCUMENTS = ["README.md", "docs/jetson.md", "docs/performance.md", "plugins/README.md", "CONTRIBUTING.md", *sorted(PAGES)]
+FOLDERS = ("docs", "examples", "plugins")
+DOCUMENTS = [
+    page.relative_to(ROOT) for page in (*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md")))
+]
 
 
 def wrong(text: str) -> list[str]:
     """Options and make targets in a document that do not exist."""
-    found = []
+    found, text = [], text.replace("\\\n", " ")
     for name, command in COMMANDS.items():
         options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         for line in re.findall(rf"{name} ([^`\n#&]*)", text):
@@ -42,7 +34,7 @@ def wrong(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", sorted(map(str, DOCUMENTS)))
 def test_what_a_document_says_to_type_exists(document: str) -> None:
     assert wrong((ROOT / document).read_text()) == []
 
