@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +31,27 @@ DECODERS = {
     "byte level, fused": decoders.Sequence([decoders.ByteLevel(), decoders.Fuse(), decoders.Replace("aa", "a")]),
     "none": None,
 }
-WORDS = ["b", "a", "ab", "▁", "▁a", "▁▁b", "é", "漢", "😀", "</w>", "b</w>", "##a", " .", " 's", "<0x4>", "<0xZZ>", "<0x+5>", "|", "<pad>"]
+WORDS = [
+    "b",
+    "a",
+    "ab",
+    "▁",
+    "▁a",
+    "▁▁b",
+    "é",
+    "漢",
+    "😀",
+    "</w>",
+    "b</w>",
+    "##a",
+    " .",
+    " 's",
+    "<0x4>",
+    "<0xZZ>",
+    "<0x+5>",
+    "|",
+    "<pad>",
+]
 
 
 def byte_fallback(decoder: decoders.Decoder | None) -> Tokenizer:
@@ -58,7 +80,7 @@ def id_lists(size: int) -> st.SearchStrategy[list[int]]:
     text = st.text(max_size=3).map(lambda text: [3 + byte for byte in text.encode()])
     byte = st.sampled_from([0x47, 0x20, 0xC3, 0xD7, 0xE2, 0x80, 0xA9, 0xF0, 0x9F, 0x98, 0xED, 0xFF]).map(lambda byte: [3 + byte])
     other = st.integers(0, size + 3).map(lambda number: [number])
-    return st.lists(st.one_of(text, byte, other), max_size=24).map(lambda parts: sum(parts, []))
+    return st.lists(st.one_of(text, byte, other), max_size=24).map(lambda parts: list(chain(*parts)))
 
 
 @pytest.mark.parametrize("name", DECODERS)
