@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from jakiro_runtime.errors import EngineError
+from jakiro_runtime.errors import EngineError, one_line
 from jakiro_runtime.format.files import read_text
 from jakiro_runtime.text import sandbox
 
@@ -108,12 +107,12 @@ class ChatTemplate:
         try:
             return sandbox.render(self._templates[name], given)
         except jinja2.TemplateError as error:
-            raise EngineError(f"The model's chat template refuses this conversation: {_first_line(error)}.") from error
+            raise EngineError(f"The model's chat template refuses this conversation: {one_line(error)}.") from error
         except sandbox.TemplateBudgetError as error:
             raise EngineError(f"The model's chat template was stopped: {error}.") from error
         except Exception as error:  # its expressions may raise anything: the template or the conversation is at fault
             raise EngineError(
-                f"The model's chat template fails on this conversation: {type(error).__name__}: {_first_line(error)}."
+                f"The model's chat template fails on this conversation: {type(error).__name__}: {one_line(error)}."
             ) from error
 
 
@@ -122,7 +121,7 @@ def _compiled(source: str) -> jinja2.Template:
         return sandbox.sandbox().from_string(source)
     except Exception as error:  # besides TemplateError: nested too deep, for jinja2 or for Python's compiler
         raise EngineError(
-            f"The engine's chat template cannot be parsed: {_first_line(error)}; export the engine again, or give prompts as "
+            f"The engine's chat template cannot be parsed: {one_line(error)}; export the engine again, or give prompts as "
             "they stand (jakiro-run --raw)."
         ) from error
 
@@ -131,7 +130,7 @@ def _read(path: Path, most: int) -> str:
     try:
         return read_text(path, most)
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path} cannot be read: {_first_line(error)}; export the engine again.") from error
+        raise EngineError(f"{path} cannot be read: {one_line(error)}; export the engine again.") from error
 
 
 def _named_sources(given: Any) -> dict[str, str]:
@@ -166,8 +165,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value] if isinstance(value, list) else tuple(map(_plain, value))
     return f"<{type(value).__name__}>"
-
-
-def _first_line(error: BaseException) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
-    return text[:200] if text else type(error).__name__

@@ -175,7 +175,7 @@ def test_special_tokens_of_a_user_are_plain_text(name: str, text: str, tmp_path:
         }
         assert [n for n in ids if n in special] == [n for n in harmless if n in special]
         # elsewhere the other puts marks into escaped JSON, splits other added tokens, or begins words within a text
-            if kind == "byte level" and "<think>" not in text and name != "tojson":
+        if kind == "byte level" and "<think>" not in text and name != "tojson":
             assert ids == expected_ids(reference, messages, sanitize_control_tokens=True)
         asked = encoder.encode(template.render(messages), add_special=False)
         assert asked == expected_ids(reference, messages)  # --parse-special
