@@ -70,7 +70,7 @@ def say(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """What an exception says, on one line of bounded length."""
     text = " ".join(str(error).split()).rstrip(".")
     return (text if len(text) <= 300 else text[:297] + "...") or type(error).__name__
