@@ -53,7 +53,7 @@ def try_grammar(source: str, text: str) -> None:
         failed = True
     if failed:
         raise UsageError(
-            f"The grammar does not compile within {_SECONDS} seconds and {_BYTES >> 30} GiB, or breaks the library that compiles it; "
+            f"The grammar does not compile within {_SECONDS} seconds and {_BYTES >> 30} GiB, or breaks its library; "
             "give one with fewer repetitions and brackets."
         )
 
