@@ -15,6 +15,7 @@ from jakiro_export.artifact.directory import check_space, destination, written_w
 from jakiro_export.artifact.writer import DataFiles, data_bytes, save
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import Target, load_target
+from jakiro_export.checkpoints.tokenizer import check_tokenizer, write_tokenizer
 from jakiro_export.errors import ExportError
 from jakiro_export.graphs import draft_graph, target_graph
 from jakiro_export.heads.config import TreeShape
@@ -49,7 +50,7 @@ def export(options: ExportOptions, report: Report) -> Manifest:
     place = destination(options.out)
     with report.step("Reading checkpoints"):
         target = load_target(locate(options.target, "target"), options.target)
-        target.tokenizer()
+        check_tokenizer(target.tokenizer(), target.path)
         head = load_head(locate(options.draft, "head"), options.draft)
     plan = make_plan(options, target, head)
     report.found(plan.summary())
@@ -90,9 +91,7 @@ def _advance(bar: Any) -> Callable[[int], None]:
 
 
 def _write_tokenizer(target: Target, folder: Path) -> None:
-    target.tokenizer().save_pretrained(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise ExportError(f"The tokenizer of {target.path} has no fast form (tokenizer.json), which the runtime needs.")
+    write_tokenizer(target.tokenizer(), folder, target.path)
     generation = {"eos_token_id": target.eos_token_ids(), **target.generation}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from jakiro_runtime.backends import BackendOptions, Graph, open_graphs, select_backend
-from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_runtime.errors import UsageError
 from jakiro_runtime.format.integrity import check_integrity
-from jakiro_runtime.format.manifest import EXPORT_AGAIN, Manifest
+from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.text.chat import ChatTemplate, Message
+from jakiro_runtime.text.encoder import TextEncoder, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,53 @@ class Bundle:
         """The same with other parts."""
         return replace(self, **changes)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of text. `special` adds what the tokenizer puts around a bare prompt; templates write their own."""
-        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The tokenizer as prompts need it."""
+        return TextEncoder(self.tokenizer)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer.
+    def encode(self, text: str, special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of text as the model sees it.
+
+        Args:
+            special: add what the tokenizer puts around a bare prompt; templates write their own
+            parse_special: special tokens that the text spells, such as "<|im_end|>", are special; else they are plain text
 
         Raises:
-            UsageError: the model has no chat template
+            UsageError: the text is no valid Unicode
+        """
+        return self.encoder.encode(text, special, parse_special)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        parse_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Args:
+            messages, tools, documents, variables: as `ChatTemplate.render` takes them
+            parse_special: special tokens that these spell are special too; by default they are plain text, so that what a user
+                writes cannot end the user's turn. The template's own always are special.
+
+        Raises:
+            UsageError: the model has no chat template, or the text is no valid Unicode
             EngineError: the template refuses the conversation
         """
-        if self.template is None:
+        template = self.template
+        if template is None:
             raise UsageError("This engine's model has no chat template; give the prompt as it stands (jakiro-run --raw).")
-        return self.encode(self.template.render(messages), special=False)
+
+        def render(given: Mapping[str, Any]) -> str:
+            return template.render(given["messages"], given["tools"], given["documents"], **given["variables"])
+
+        given = {"messages": list(messages), "tools": tools, "documents": documents, "variables": variables}
+        if parse_special:
+            return self.encode(render(given), special=False)
+        return self.encoder.encode_rendered(given, render)
 
 
 def open_bundle(
@@ -83,11 +118,3 @@ def open_bundle(
         name,
         loaded.flexible_rows,
     )
-
-
-def read_tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer.json. Raises EngineError where it is damaged."""
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise EngineError(f"{file} cannot be read: {error}; {EXPORT_AGAIN}.") from error

@@ -66,13 +66,13 @@ class Engine:
         """Answer several prompts in one batch; options as `jakiro_runtime.batch.generate` takes them."""
         return batch.generate(self.bundle, prompts, **options)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of text. `special` adds what the tokenizer puts around a bare prompt; templates write their own."""
-        return self.bundle.encode(text, special)
+    def encode(self, text: str, special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of text as the model sees it; arguments and errors as `Bundle.encode`."""
+        return self.bundle.encode(text, special, parse_special)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer. Raises as `Bundle.chat_prompt`."""
-        return self.bundle.chat_prompt(messages)
+    def chat_prompt(self, messages: Sequence[Message], parse_special: bool = False, **context: Any) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer; arguments and errors as `Bundle.chat_prompt`."""
+        return self.bundle.chat_prompt(messages, parse_special, **context)
 
     def grammar(self, **form: Any) -> Grammar:
         """A rule for answers: json_schema=, regex= or lark=. Raises as `Grammar`."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from jakiro_runtime.backends import Array, Binding, Graph
 from jakiro_runtime.decoding.kv_cache import KVCache
+from jakiro_runtime.errors import EngineError, one_line
 
 
 class BoundShape:
@@ -40,7 +41,15 @@ class BoundShape:
         self._binding: Binding = graph.bind({**inputs, **read, **cache.inputs()}, {**outputs, **written, **scratch})
 
     def run(self) -> float:
-        """Run the graph; the seconds it took."""
+        """Run the graph; the seconds it took. Raises EngineError where the backend fails."""
         started = time.perf_counter()
-        self._binding.run()
+        try:
+            self._binding.run()
+        except EngineError:
+            raise
+        except Exception as error:  # each backend raises types of its own
+            raise EngineError(
+                f"The engine's graph failed: {one_line(error)}; there may be too little memory, or the engine is damaged: try a "
+                "shorter prompt, or export it again."
+            ) from error
         return time.perf_counter() - started

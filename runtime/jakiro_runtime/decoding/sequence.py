@@ -11,7 +11,7 @@ import numpy as np
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.stats import RoundCounts, Stats
 from jakiro_runtime.errors import UsageError
-from jakiro_runtime.sampling import Constraint, Sampler, Sampling, TokenLogprob
+from jakiro_runtime.sampling import NO_TOKEN, Constraint, Sampler, Sampling, TokenLogprob
 from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_runtime.text.stream import TextStream
 
@@ -21,7 +21,8 @@ class GenerationChunk:
     """Something new: the tokens and text of one round. The last chunk of an answer says why it ended.
 
     finish_reason: "eos"; "stop" (a stop string, which the text does not hold); "length" (max_new_tokens); "context" (the
-        engine's limit); None while the answer goes on
+        engine's limit); "constraint" (the rules allow no token: a grammar, min_new_tokens and logit_bias exclude each other);
+        None while the answer goes on
     logprobs: of each token, where they were asked for
     """
 
@@ -107,6 +108,10 @@ class TokenSequence:
         taken: list[int] = []
         text, stats = "", self.stats
         for token in gain.tokens:
+            if token == NO_TOKEN:
+                self.finish_reason = "constraint"
+                text += self._text.flush()
+                break
             taken.append(token)
             stats.new_tokens += 1
             if token in self._eos:

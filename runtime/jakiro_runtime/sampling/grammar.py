@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_runtime.errors import EngineError, UsageError, one_line
 from jakiro_runtime.sampling.constraint import Constraint
+from jakiro_runtime.sampling.grammar_trial import try_grammar
 
 
 class Grammar:
@@ -52,21 +53,33 @@ class Grammar:
         eos = self._eos = sorted(eos_token_ids)
         if not eos:
             raise UsageError("A grammar needs a token that ends the answer, and this engine's model names none.")
-        self._tokenizer = llguidance.LLTokenizer(
-            tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]
-        )
+        try:
+            self._tokenizer = llguidance.LLTokenizer(
+                tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]
+            )
+        except Exception as error:  # llguidance knows fewer kinds of tokenizers
+            raise EngineError(
+                f"llguidance cannot use this engine's tokenizer: {one_line(error)}; answer without a grammar."
+            ) from error
         matcher: Any = llguidance.LLMatcher
+        text = regex if regex is not None else lark or ""
         if json_schema is not None:
             text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
             try:
                 json.loads(text)
-            except ValueError as error:
-                raise UsageError(f"The JSON schema is not JSON: {error}.") from error
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"The JSON schema is not JSON: {one_line(error)}.") from error
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError("The grammar is not valid Unicode; give text (UTF-8) without broken characters.") from None
+        if json_schema is not None:
             self._source = matcher.grammar_from_json_schema(text)
         elif regex is not None:
-            self._source = matcher.grammar_from_regex(regex)
+            self._source = matcher.grammar_from_regex(text)
         else:
-            self._source = matcher.grammar_from_lark(lark)
+            self._source = matcher.grammar_from_lark(text)
+        try_grammar(self._source, text)
         problem = self._matcher().get_error()
         if problem:
             raise UsageError(f"The grammar does not compile: {problem.strip().splitlines()[0]}")
@@ -93,6 +106,8 @@ class _Matching(Constraint):
         if self._matcher.is_stopped():
             return self._ending
         self._fill(self._matcher, self._bits, 0)
+        if self._matcher.is_error():
+            raise EngineError(f"The grammar cannot be followed: {one_line(self._matcher.get_error())}; give a simpler one.")
         return np.unpackbits(self._bits[0].view(np.uint8), bitorder="little", count=self._vocab).astype(bool)
 
     def advance(self, token: int) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jakiro_runtime.errors import UsageError
+from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.sampling.constraint import Constraint
 from jakiro_runtime.sampling.logprobs import TokenLogprob, token_logprob
 from jakiro_runtime.sampling.parameters import Sampling
 from jakiro_runtime.sampling.philox import uniform
 from jakiro_runtime.sampling.warping import invert, warp
+
+NO_TOKEN = -1
+"""In place of a token where the rules leave none."""
 
 
 class Sampler:
@@ -49,10 +52,19 @@ class Sampler:
             logits: [vocab], or None where `needs_logits` is off
             prefix: every token before it: prompt, answer so far, and the path in the tree
             generated: how many of them belong to the answer
+
+        Returns:
+            NO_TOKEN where the rules forbid all of them, and the answer cannot go on
+
+        Raises:
+            EngineError: the logits, or what a processor made of them, are not numbers
+            UsageError: a processor gives another shape
         """
         if logits is None:
             return best
         token = best if self._only_best else self._draw(logits, prefix, generated)
+        if token == NO_TOKEN:
+            return token
         if self.settings.logprobs is not None:
             self.logprobs.append(token_logprob(logits, token, self.settings.logprobs))
         if self.constraint is not None:
@@ -80,6 +92,8 @@ class Sampler:
             scores[self._eos] = -np.inf
         for processor in s.processors:
             scores = np.asarray(processor(prefix, scores), np.float64)
+            if scores.shape != logits.shape:
+                raise UsageError(f"A processor gave scores of shape {scores.shape}; expected {logits.shape}.")
         allowed = self.constraint.allowed() if self.constraint is not None else None
         if allowed is not None:
             scores[~allowed] = -np.inf
@@ -87,6 +101,11 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray, prefix: Sequence[int], generated: int) -> int:
         scores = self.scores(logits, prefix, generated)
+        top = scores.max()
+        if top == -np.inf:
+            return NO_TOKEN
+        if not np.isfinite(top):
+            raise EngineError("The target's scores are not numbers (NaN or infinite); export the engine with --precision fp32.")
         if not self.settings.temperature:
             return int(scores.argmax())
         tokens, weights = warp(scores, self.settings)

@@ -11,9 +11,13 @@ def warp(scores: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Temperature, top-k, top-p, min-p: the tokens that may be drawn, ascending, and their weights (not normalised).
 
     Args:
-        scores: [vocab] float64
+        scores: [vocab] float64, the largest of them finite
     """
-    scaled = scores / s.temperature
+    with np.errstate(over="ignore"):  # what overflows has no chance
+        scaled = scores / s.temperature
+        top = scores.max()
+        if not np.isfinite(top / s.temperature):  # a temperature so low that only the best tokens are left
+            scaled = (scores - top) / s.temperature
     kept = np.flatnonzero(scaled > -np.inf)
     if 0 < s.top_k < len(kept):
         values = scaled[kept]

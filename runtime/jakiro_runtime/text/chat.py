@@ -4,77 +4,164 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jakiro_runtime.errors import EngineError
+import jinja2
 
-Message = Mapping[str, str]
+from jakiro_runtime.errors import EngineError, one_line
+from jakiro_runtime.format.files import read_text
+from jakiro_runtime.text import sandbox
+
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant" | ..., "content": text, a list of parts, or None; and whatever the template reads}."""
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LARGEST = 64 << 20  # bytes of tokenizer_config.json
+_LARGEST_TEMPLATE = 4 << 20
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning; the first is the standard one
 
 
 class ChatTemplate:
-    """A model's chat template, rendered in jinja2's sandbox: it comes from a file that somebody else wrote.
+    """A model's chat template, rendered as `transformers` renders it, in a bounded sandbox.
+
+    Args:
+        source: the template; or several by name, of which "tool_use" is for conversations with tools and "default" for the others
+        tokens: the named special tokens, such as bos_token
 
     Raises:
         EngineError: the template cannot be parsed
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        import jinja2
-        import jinja2.sandbox
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        # what transformers offers templates
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise EngineError(f"The engine's chat template cannot be parsed: {error}.") from error
+    def __init__(self, source: str | Mapping[str, str], tokens: Mapping[str, str]) -> None:
+        sources = {_DEFAULT: source} if isinstance(source, str) else source
+        self._templates = {name: _compiled(text) for name, text in sources.items()}
         self._tokens = dict(tokens)
 
     @staticmethod
     def read(directory: Path) -> ChatTemplate | None:
-        """The template of an engine directory; None where the model has none."""
-        config: dict[str, Any] = {}
-        if (directory / "tokenizer_config.json").is_file():
-            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        """The template of an engine directory; None where the model has none.
+
+        Raises:
+            EngineError: a file is damaged, or the template cannot be parsed
+        """
+        path = directory / "tokenizer_config.json"
+        config: Any = {}
+        if path.exists():
+            try:
+                config = json.loads(_read(path, _LARGEST))
+            except (ValueError, RecursionError) as error:
+                raise EngineError(f"{path} is not JSON ({error}); export the engine again.") from error
+            if not isinstance(config, dict):
+                raise EngineError(f"{path} holds no JSON object; export the engine again.")
+        sources = _named_sources(config.get("chat_template"))
         file = directory / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-        if not isinstance(source, str):
-            return None
+        if file.exists():
+            sources[_DEFAULT] = _read(file, _LARGEST_TEMPLATE)
+        named = directory / "additional_chat_templates"
+        if named.is_dir():
+            sources.update({each.stem: _read(each, _LARGEST_TEMPLATE) for each in sorted(named.glob("*.jinja"))})
         tokens = {}
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        for name in _NAMED:
             value = config.get(name)
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 tokens[name] = value
-        return ChatTemplate(source, tokens)
+        return ChatTemplate(sources, tokens) if sources else None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
         """The prompt that asks for the assistant's next answer.
 
         Args:
-            messages: {"role": "system" | "user" | "assistant", "content": text} in order
+            messages: in order; keys whose value is None are left out
+            tools: JSON schemas of functions that the assistant may call
+            documents: to answer from, {"title": ..., "text": ...} each
+            variables: whatever else the template reads, such as enable_thinking
 
         Raises:
-            EngineError: the template refuses the conversation
+            EngineError: the template refuses the conversation, fails, or does more than any prompt needs
         """
-        import jinja2
-
+        name = _TOOL_USE if tools is not None and _TOOL_USE in self._templates else _DEFAULT
+        if name not in self._templates:
+            raise EngineError(
+                f"The model has no default chat template, only {', '.join(sorted(self._templates))}; give prompts as they stand."
+            )
+        conversation = [_message(message) for message in messages]
+        if not conversation:
+            raise EngineError("The conversation is empty; at least one message is expected.")
+        given = {
+            **self._tokens,
+            **{key: _plain(value) for key, value in variables.items()},
+            "messages": conversation,
+            "tools": _plain(tools),
+            "documents": _plain(documents),
+            "add_generation_prompt": True,
+        }
         try:
-            return str(self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens))
-        except (jinja2.TemplateError, _Refused) as error:
-            raise EngineError(f"The model's chat template refuses this conversation: {error}.") from error
+            return sandbox.render(self._templates[name], given)
+        except jinja2.TemplateError as error:
+            raise EngineError(f"The model's chat template refuses this conversation: {one_line(error)}.") from error
+        except sandbox.TemplateBudgetError as error:
+            raise EngineError(f"The model's chat template was stopped: {error}.") from error
+        except Exception as error:  # its expressions may raise anything: the template or the conversation is at fault
+            raise EngineError(
+                f"The model's chat template fails on this conversation: {type(error).__name__}: {one_line(error)}."
+            ) from error
 
 
-class _Refused(Exception):
-    pass
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return sandbox.sandbox().from_string(source)
+    except Exception as error:  # besides TemplateError: nested too deep, for jinja2 or for Python's compiler
+        raise EngineError(
+            f"The engine's chat template cannot be parsed: {one_line(error)}; export the engine again, or give prompts as "
+            "they stand (jakiro-run --raw)."
+        ) from error
 
 
-def _refuse(reason: str) -> None:
-    raise _Refused(reason)
+def _read(path: Path, most: int) -> str:
+    try:
+        return read_text(path, most)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} cannot be read: {one_line(error)}; export the engine again.") from error
+
+
+def _named_sources(given: Any) -> dict[str, str]:
+    """The templates of tokenizer_config.json: one, or a list of {"name", "template"}."""
+    if isinstance(given, str):
+        return {_DEFAULT: given}
+    each = given if isinstance(given, list) else []
+    return {
+        part["name"]: part["template"]
+        for part in each
+        if isinstance(part, dict) and isinstance(part.get("name"), str) and isinstance(part.get("template"), str)
+    }
+
+
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise EngineError(f"A message is a {type(message).__name__}; an object with a role and a content is expected.")
+    plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None})
+    reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """The same out of plain JSON types: methods of other objects are not a template's to call."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value] if isinstance(value, list) else tuple(map(_plain, value))
+    return f"<{type(value).__name__}>"

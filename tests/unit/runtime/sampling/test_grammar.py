@@ -57,3 +57,19 @@ def test_forbidden_nodes_are_not_verified(engine: Engine, prompts: list[list[int
 def test_a_wrong_grammar_gets_a_sentence(engine: Engine, form: dict, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         engine.grammar(**form)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"regex": "(" * 20000 + "a" + ")" * 20000}, {"lark": "start: A\nA: " + "~" * 20000 + "/a/"},
+     {"json_schema": '{"type": "string", "minLength": 100000000}'}, {"json_schema": "[" * 100000}, {"regex": "\udcff"}],
+    ids=["brackets", "negations", "length", "schema", "unicode"],
+)  # fmt: skip
+def test_a_hostile_grammar_gets_a_sentence(engine: Engine, form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jakiro_runtime.sampling.grammar_trial._SECONDS", 2)
+    with pytest.raises(UsageError, match="grammar|JSON schema"):
+        engine.grammar(**form)
+
+
+def test_a_large_grammar_compiles(engine: Engine) -> None:
+    assert engine.grammar(regex="|".join(f"w{n}" for n in range(3000))).start().allowed() is not None

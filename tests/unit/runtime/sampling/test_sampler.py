@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from answers import plain, run
-from jakiro_runtime import Engine, Sampling, UsageError
+from jakiro_runtime import Engine, EngineError, Sampling, UsageError
 from jakiro_runtime.decoding.tree import DraftTree, accept
-from jakiro_runtime.sampling import Sampler
+from jakiro_runtime.sampling import NO_TOKEN, Sampler
 from jakiro_runtime.sampling.philox import philox, uniform
 from jakiro_runtime.sampling.warping import invert, warp
 from oracle import with_oracle
@@ -232,3 +232,54 @@ def test_top_p_looks_no_further_than_it_must() -> None:
     flat = warp(scores * 1e-6, Sampling(temperature=1.0, top_p=0.5))
     assert 24_900 < len(flat[0]) < 25_100
     assert (np.diff(flat[0]) > 0).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-300, 1e-30])
+def test_the_lowest_temperatures_take_the_best_token(temperature: float) -> None:
+    logits = np.linspace(-5, 5, 50)[np.random.default_rng(0).permutation(50)].astype(np.float32)
+    for scores in (logits, -logits - 100, logits * 1e30):
+        sampler = Sampler(Sampling(temperature=temperature, top_p=0.9, min_p=0.1), frozenset({1}), 50)
+        assert sampler.choose(0, scores, [3], 0) == int(scores.argmax())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{name: value} for name in ("temperature", "top_p", "min_p", "repetition_penalty") for value in (np.nan, np.inf, -1, "1")]
+    + [{"repetition_penalty": 1e-320}, {"seed": 1.5}, {"seed": 1 << 64}, {"top_k": 0.5}, {"logprobs": -1}, {"temperature": True}]
+    + [{"logit_bias": {5: bias}} for bias in (np.inf, -np.inf, np.nan, 1e300, "1")]
+    + [{"logit_bias": {"5": 1.0}}],
+    ids=str,
+)  # fmt: skip
+def test_a_value_that_cannot_be_sampled_with_is_refused(values: dict) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_every_token_is_forbidden_there_is_none(temperature: float) -> None:
+    def forbid(prefix, scores):
+        return np.full_like(scores, -np.inf)
+
+    sampler = Sampler(Sampling(temperature=temperature, processors=[forbid]), frozenset({1}), 50)
+    assert sampler.choose(0, np.zeros(50, np.float32), [3], 0) == NO_TOKEN
+    with pytest.raises(EngineError, match="not numbers"):
+        Sampler(Sampling(temperature=temperature, min_new_tokens=1), frozenset({1}), 50).choose(
+            0, np.full(50, np.nan, np.float32), [3], 0
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_an_answer_ends_where_no_token_is_allowed(engine: Engine, prompts: list[list[int]], temperature: float) -> None:
+    grammar = engine.grammar(regex="yes|no")
+    sampling = Sampling(temperature=temperature, min_new_tokens=10)
+    expected = plain(engine, prompts[3], 20, sampling=sampling, grammar=grammar)
+    assert (expected.finish_reason, expected.text in ("yes", "no")) == ("constraint", True)
+    session = engine.session()
+    result = run(session, prompts[3], 20, sampling=sampling, grammar=grammar)
+    assert (result.tokens, result.text, result.finish_reason) == (expected.tokens, expected.text, "constraint")
+    onward = [*prompts[3], *result.tokens, 7]
+    assert run(session, onward).tokens == plain(engine, onward).tokens
+    both = engine.generate(
+        [prompts[3], prompts[2]], max_new_tokens=20, sampling=[sampling, Sampling(min_new_tokens=9)], grammar=grammar
+    )
+    assert [each.finish_reason for each in both] == ["constraint", "constraint"]
