@@ -23,9 +23,10 @@ resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
 resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"], given["seconds"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 import llguidance, llguidance.numpy
-matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), given["source"])
+tokenizer = llguidance.LLTokenizer("byte")
+matcher = llguidance.LLMatcher(tokenizer, given["source"])
 if not matcher.get_error():
-    bits = llguidance.numpy.allocate_token_bitmask(1, 256)
+    bits = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
     llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
 """
 
