@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+import plugin_calls
 import plugin_library
-import plugin_reference
 from jakiro_runtime import Engine, Sampling
 from jakiro_runtime.backends.cuda_memory import CudaMemory
 
@@ -114,7 +114,7 @@ def dispatch(memory: CudaMemory, library: Any, problem: plugin_library.Problem, 
     outputs = [memory.zeros((rows, hidden), bits) for _ in range(2)]
     workspace = memory.zeros((size,), np.dtype(np.uint8))
     addresses = [array.address for array in (*arrays, *outputs, workspace)]
-    call = plugin_library._Dispatch(kind, rows, hidden, inner, experts, problem.top_k, int(problem.contrast), *addresses)
+    call = plugin_calls.Dispatch(kind, rows, hidden, inner, experts, problem.top_k, int(problem.contrast), *addresses)
 
     def launch() -> None:
         assert library.jakiro_expert_dispatch(ctypes.byref(call), ctypes.c_void_p(memory.stream)) == 0
@@ -122,7 +122,7 @@ def dispatch(memory: CudaMemory, library: Any, problem: plugin_library.Problem, 
     launch()
     expected, tolerances = problem.expected()
     for name, output, wanted, tolerance in zip(("primary", "contrast"), outputs, expected, tolerances, strict=True):
-        error = np.abs(output.copy().view(plugin_reference.DTYPES[problem.type]).astype(np.float64) - wanted)
+        error = np.abs(output.copy().view(plugin_library.DTYPES[problem.type]).astype(np.float64) - wanted)
         assert (error <= tolerance).all(), f"{name}: off by {error.max():.3g}"
     if not repeats:
         return {}

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jakiro_runtime.backends import BackendOptions, Buffers, LoadedGraphs
-from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, load_runtime, memory_of
+from jakiro_runtime.backends.cuda_driver import Driver
+from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.backends.onnxruntime import dtypes, load, open_session, session_options
 from jakiro_runtime.errors import EngineError
@@ -27,7 +28,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
     Raises:
         EngineError: there is no GPU, onnxruntime has no CUDA, or it refuses a file
     """
-    runtime = load_runtime()
+    driver = Driver()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None
     ort = load("onnxruntime-gpu")
     if _PROVIDER not in ort.get_available_providers():
@@ -46,19 +47,19 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
                 f"ONNX Runtime {ort.__version__} does not start on this GPU; its CUDA and cuDNN must match: pip install "
                 "'onnxruntime-gpu[cuda,cudnn]'"
             )
-        graphs.append(CudaGraph(session, runtime, plugin))
+        graphs.append(CudaGraph(session, driver, plugin))
     return LoadedGraphs(graphs[0], graphs[1], flexible_rows=True)
 
 
 class CudaGraph:
     """An opened session. Safe to run from several threads, each with its own binding."""
 
-    def __init__(self, session: Any, runtime: Any, plugin: ctypes.CDLL | None) -> None:
-        self._session, self._runtime, self._plugin = session, runtime, plugin
+    def __init__(self, session: Any, driver: Driver, plugin: ctypes.CDLL | None) -> None:
+        self._session, self._driver, self._plugin = session, driver, plugin
         self.inputs, self.outputs = dtypes(session.get_inputs()), dtypes(session.get_outputs())
 
     def memory(self) -> CudaMemory:
-        return CudaMemory(self._runtime, self._plugin)
+        return CudaMemory(self._driver, self._plugin)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> CudaBinding:
         return CudaBinding(self._session, memory_of(inputs, outputs), inputs, outputs)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from jakiro_runtime.backends import Array, BackendOptions, Buffers, LoadedGraphs, built_engines
-from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime, memory_of
+from jakiro_runtime.backends.cuda_driver import Driver
+from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.integrity import check_integrity
@@ -41,7 +42,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
     mine = built_engines.find_engine(manifest, name)
     check_integrity(manifest, folder, only=mine.graphs.values())
     trt = built_engines.import_library(name)
-    runtime = load_runtime()
+    driver = Driver()
     plugin = load_plugin(options.plugin) if options.plugin is not None else None
     logger = _logger(trt)
     if mine.plugin:
@@ -63,7 +64,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
             )
         if mine.stripped:
             _refit(trt, logger, engine, folder / manifest.graphs[graph])
-        graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
+        graphs.append(TensorRTGraph(trt, engine, driver, plugin, keep=(loader, logger)))
     return LoadedGraphs(graphs[0], graphs[1], flexible_rows=False, max_context=mine.context)
 
 
@@ -109,9 +110,9 @@ class TensorRTGraph:
     keep: what must live as long as the engine
     """
 
-    def __init__(self, trt: Any, engine: Any, runtime: Any, plugin: ctypes.CDLL | None, keep: object = None) -> None:
+    def __init__(self, trt: Any, engine: Any, driver: Driver, plugin: ctypes.CDLL | None, keep: object = None) -> None:
         self.trt, self.engine, self._keep = trt, engine, keep
-        self._runtime, self._plugin = runtime, plugin
+        self._driver, self._plugin = driver, plugin
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         of_mode = {
             mode: [name for name in names if engine.get_tensor_mode(name) == mode]
@@ -130,7 +131,7 @@ class TensorRTGraph:
         return found
 
     def memory(self) -> CudaMemory:
-        return CudaMemory(self._runtime, self._plugin)
+        return CudaMemory(self._driver, self._plugin)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> TensorRTBinding:
         return TensorRTBinding(self, memory_of(inputs, outputs), inputs, outputs)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import fake_tensorrt
-import plugin_wheels
 from fake_building import plan_instead_of_building
 from fake_cuda import FakeCuda
 from jakiro_export.cli.build import after_export
@@ -22,8 +18,6 @@ from jakiro_runtime.backends import built_engines, cuda_memory, gpu, select_back
 from jakiro_runtime.cli import main
 from jakiro_runtime.format.manifest import Manifest
 from paths import ROOT
-
-CUDA_BINDINGS = ("cuda-bindings==13.0.3", "cuda-pathfinder==1.3.0")
 
 
 def said(*arguments: object) -> str:
@@ -78,11 +72,6 @@ def test_another_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_library(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(built_engines, "PACKAGES", {"tensorrt": ("no_such_module",)})
     assert "TensorRT is not installed" in said("--engine", directory, "--backend", "tensorrt")
-
-
-def test_no_cuda_bindings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert "pip install cuda-bindings" in said("--engine", directory, "--backend", "tensorrt")
 
 
 def test_a_plugin_is_registered_once(directory: Path, plugin: Path) -> None:
@@ -141,26 +130,12 @@ def test_engines_without_weights_take_them_from_the_onnx_files(directory: Path, 
         Engine.open(directory, "tensorrt")
 
 
-def test_cuda_without_a_gpu_by_the_real_bindings() -> None:
-    """cuda-bindings itself, on a machine without a driver: the sentence, and nothing that crashes."""
-    folders = [str(plugin_wheels.unpacked(requirement)) for requirement in CUDA_BINDINGS]
-    program = (
-        "from jakiro_runtime.backends.cuda_memory import load_runtime\n"
-        "from jakiro_runtime.errors import EngineError\n"
-        "try:\n    print('a GPU', load_runtime())\nexcept EngineError as error:\n    print(error)\n"
-    )
-    path = os.pathsep.join([*folders, *sys.path])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    assert "shows no GPU" in done.stdout or "does not serve" in done.stdout or "a GPU" in done.stdout
-
-
 def test_the_commit_structure_is_the_header_s() -> None:
     header = (ROOT / "plugins" / "include" / "jakiro_plugins.h").read_text()
     body = header[header.index("int32_t tensors") : header.index("} JakiroKvCommit")]
     names = [part.split("*")[-1].strip() for line in body.splitlines() for part in line.split(";")[0].split(",")]
     names = [name.split()[-1] for name in names if name]
-    assert [name for name, *_ in cuda_memory._KvCommit._fields_] == names
+    assert [name for name, *_ in cuda_memory.KvCommit._fields_] == names
 
 
 def test_an_export_builds_engines_where_there_is_a_gpu(

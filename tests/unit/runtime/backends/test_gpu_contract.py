@@ -53,7 +53,7 @@ class Now:
         self._library, self._cuda, self.turned = library.c, cuda, False
 
     def jakiro_expert_dispatch(self, call: object, stream: object) -> int:
-        self._cuda.cudaStreamSynchronize(0)
+        self._cuda.synchronize(0)
         call._obj.contrast ^= self.turned  # type: ignore[attr-defined]
         return int(self._library.jakiro_expert_dispatch(call, None))
 

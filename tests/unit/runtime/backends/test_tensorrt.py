@@ -105,7 +105,7 @@ def rounds(engine: Engine, cuda: FakeCuda, **options: object) -> Traffic:
     session.reset()
     events = session.generate(PROMPTS[2], 24, **options)  # type: ignore[arg-type]
     next(events), next(events)
-    cuda.cudaStreamSynchronize(0)
+    cuda.synchronize(0)
     cuda.traffic, mallocs = Traffic(), cuda.mallocs
     for _ in events:
         pass
@@ -221,7 +221,7 @@ def test_the_context_that_was_built_is_the_engine_s(directory: Path, monkeypatch
 
 
 def test_too_little_memory_on_the_gpu(engine: Engine, cuda: FakeCuda) -> None:
-    cuda.free = 10_000
+    cuda.free_bytes = 10_000
     with pytest.raises(EngineError, match="out of memory.*shorter context"):
         run(engine.session(chunk=32), PROMPTS[2])
 
