@@ -144,9 +144,8 @@ def _on_device(
     if dry_run:
         _describe(steps, f"with TensorRT, for {gpu.name}")
         return
-    api = versions.load("tensorrt")
+    versions.load("tensorrt")
     for step in steps:
-        building.check_opset(step, api.version)
         if not ignore_memory:
             memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title)
     building.build(directory, steps, _log)
@@ -187,8 +186,6 @@ def _describe(steps: list[Any], how: str) -> None:
         for profile in step.profiles:
             ranges = ", ".join(f"{axis} {r.min}..{r.max} (best at {r.opt})" for axis, r in profile.axes.items())
             click.echo(f"    profile {profile.name}: {ranges}")
-    if any(step.kind == "tensorrt" and 87 in step.compute_capabilities and step.graph.opset >= 23 for step in steps):
-        click.echo("  JetPack 6's TensorRT 10.3 does not parse opset 23: on an Orin with it, export with --opset 20.")
 
 
 def _log(text: str) -> None:

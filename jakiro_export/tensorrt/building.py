@@ -124,15 +124,6 @@ def plan(directory: Path, manifest: Manifest, kind: str, compute_capabilities: S
     return steps
 
 
-def check_opset(step: Step, version: tuple[int, ...]) -> None:
-    """Raises ExportError where this TensorRT's parser is known to stop before the graph's opset."""
-    if step.kind == "tensorrt" and step.graph.opset >= 23 and version[:2] < versions.OPSET_23:
-        raise ExportError(
-            f"{step.graph.path.name} has opset {step.graph.opset}, which TensorRT {'.'.join(map(str, version))} does not parse; "
-            "export the engine with --opset 20."
-        )
-
-
 def build(directory: Path, steps: list[Step], log: Log) -> None:
     """Builds the steps' engines, all for the same GPUs, and records them in engine.json.
 
@@ -208,14 +199,9 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / step.graph.path.name
-        model.write_bytes((graphs.with_plugins if step.uses_plugin else graphs.with_bodies)(step.graph))
-        try:
-            return run_request(request(step, model, folder))
-        except ExportError as error:
-            if "parser refuses" in str(error) and step.graph.opset >= 23:
-                hint = "an engine exported with --opset 20 asks less of the parser"
-                raise ExportError(f"{str(error).rstrip('.')}; {hint}.") from error
-            raise
+        opset_23 = versions.parses_opset_23(step.kind, versions.load(step.kind).version)
+        model.write_bytes(graphs.for_parser(step.graph, step.uses_plugin, opset_23))
+        return run_request(request(step, model, folder))
 
 
 def run_request(request: BuildRequest) -> dict[str, Any]:
