@@ -34,8 +34,12 @@ of this project's tests; the engines they make have not run on a GPU either.
 @click.option("--level", type=click.IntRange(0, 5), default=3, help="The builder's effort.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are taken from the ONNX files "
               "when it is loaded. Not run on a GPU.")  # fmt: skip
-@click.option("--check/--no-check", default=True, help="After a build on the device, compare with ONNX Runtime.")
+@click.option("--compare/--no-compare", default=True, help="After a build on the device, compare with ONNX Runtime.")
 @click.option("--ignore-memory", is_flag=True, help="Build although the estimate says that memory is too little.")
+@click.option("--check", is_flag=True, help="Say whether TensorRT's parser has every operator, for the GPU --sm names and "
+              "the version --tensorrt names; build nothing, and end with status 1 where it does not.")  # fmt: skip
+@click.option("--tensorrt", metavar="VERSION", default=None, show_default="that of the device: 10.3 for sm87, 10.13 for sm110",
+              help="The version that --check asks about, such as 10.3.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
@@ -79,7 +83,9 @@ def _run(
     max_context: int | None,
     level: int,
     strip_weights: bool,
+    compare: bool,
     check: bool,
+    tensorrt: str | None,
     ignore_memory: bool,
     dry_run: bool,
 ) -> None:
@@ -99,16 +105,23 @@ def _run(
         )
     if plugin is not None and not plugin.is_file():
         raise UsageError(f"There is no plugin library at {plugin}; build it as plugins/README.md says.")
+    if tensorrt is not None and not check:
+        raise UsageError("--tensorrt is for --check; a build takes the TensorRT that is installed.")
+    if check and (sm is None or ahead_of_time is not None):
+        raise UsageError("--check needs the GPU it is about: add --sm, such as --sm sm87, and not --ahead-of-time.")
     settings = Settings(
         Limits(batch, chunk, max_context), workspace << 20, level, strip_weights, plugin.absolute() if plugin else None
     )
     manifest = Manifest.read(directory)
+    if check:
+        _check(directory, manifest, _number(sm or ""), tensorrt, settings)
+        return
     if not dry_run:
         check_integrity(manifest, directory, only=[name for name in manifest.files if not name.startswith("tensorrt/")])
     if ahead_of_time is not None:
         _ahead(directory, manifest, ahead_of_time, settings, ignore_memory, dry_run)
     else:
-        _on_device(directory, manifest, sm, settings, check, ignore_memory, dry_run)
+        _on_device(directory, manifest, sm, settings, compare, ignore_memory, dry_run)
 
 
 def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_memory: bool, dry_run: bool) -> None:
@@ -127,7 +140,7 @@ def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_mem
 
 
 def _on_device(
-    directory: Path, manifest: Any, sm: str | None, settings: Any, check: bool, ignore_memory: bool, dry_run: bool
+    directory: Path, manifest: Any, sm: str | None, settings: Any, compare: bool, ignore_memory: bool, dry_run: bool
 ) -> None:
     from jakiro_export.errors import ExportError
     from jakiro_export.tensorrt import accuracy, building, memory, versions
@@ -149,7 +162,7 @@ def _on_device(
         if not ignore_memory:
             memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title)
     building.build(directory, steps, _log)
-    if check and not settings.strip_weights:
+    if compare and not settings.strip_weights:
         checks = []
         for step in steps:
             precision = manifest.precision[step.name]
@@ -168,6 +181,27 @@ def _on_device(
             )
         _log(f"{len(checks)} outputs agree with ONNX Runtime")
     _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}")
+
+
+def _check(directory: Path, manifest: Any, sm: int, tensorrt: str | None, settings: Any) -> None:
+    """What --check says: a line for each graph. Raises ExportError where one of them would not parse."""
+    from jakiro_export.errors import ExportError
+    from jakiro_export.tensorrt import building, graphs, operators, versions
+
+    version = versions.parse(tensorrt) if tensorrt is not None else versions.of_device(sm)
+    versions.check("tensorrt", version)
+    text, refused = ".".join(map(str, version)), []
+    for step in building.plan(directory, manifest, "tensorrt", [sm], settings):
+        native = versions.parses_opset_23("tensorrt", version)
+        model = graphs.parsed_model(step.graph, step.uses_plugin, native)
+        missing = operators.unparsed(model, "tensorrt", version, step.uses_plugin)
+        form = "" if native else ", norms and rotary embeddings as primitives"
+        nodes = f"{len(model.graph.node)} nodes of {len({node.op_type for node in model.graph.node})} operators"
+        click.echo(f"{step.graph.path.name}: {nodes}, opset {model.opset_import[0].version}{form}")
+        refused += [f"{name} ({count} times in {step.graph.path.name})" for name, count in missing.items()]
+    if refused:
+        raise ExportError(f"TensorRT {text} does not parse {', '.join(refused)}; export the engine again with --precision fp16.")
+    click.echo(f"TensorRT {text} has every operator, and sm{sm} every type. By tables, not by a build.")
 
 
 def _number(sm: str) -> int:

@@ -200,7 +200,7 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / step.graph.path.name
         opset_23 = versions.parses_opset_23(step.kind, versions.load(step.kind).version)
-        model.write_bytes(graphs.for_parser(step.graph, step.uses_plugin, opset_23))
+        model.write_bytes(graphs.parsed_model(step.graph, step.uses_plugin, opset_23).SerializeToString())
         return run_request(request(step, model, folder))
 
 

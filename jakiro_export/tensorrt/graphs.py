@@ -131,7 +131,7 @@ def check_types(graph: Graph, sm: int) -> None:
             )
 
 
-def for_parser(graph: Graph, plugin: bool, opset_23: bool) -> bytes:
+def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
     """The model as a parser takes it: no functions, and primitives where it lacks opset 23's operators.
 
     With `plugin` every parser looks for the plugin of the function's name: with the bodies in the file TensorRT 10.3 - 10.6 and,
@@ -147,4 +147,4 @@ def for_parser(graph: Graph, plugin: bool, opset_23: bool) -> bytes:
         kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         del model.opset_import[:]
         model.opset_import.extend(kept)
-    return bytes((model if opset_23 else lower(model)).SerializeToString())
+    return model if opset_23 else lower(model)

@@ -7,7 +7,7 @@ type is, because the square of a half overflows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,6 @@ def _rotary(write: _Writer, node: NodeProto) -> None:
 
 
 _LOWERED: dict[str, Callable[[_Writer, NodeProto], None]] = {"RMSNormalization": _norm, "RotaryEmbedding": _rotary}
-OPERATORS = tuple(_LOWERED)
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -136,9 +135,3 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _blocked(node: NodeProto) -> bool:
     return node.op_type == "DequantizeLinear" and any(each.name == "block_size" and each.i for each in node.attribute)
-
-
-def operators(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """(domain, name) of every node of a model, its functions' bodies not included."""
-    for node in model.graph.node:
-        yield node.domain if node.domain != "ai.onnx" else "", node.op_type

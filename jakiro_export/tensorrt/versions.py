@@ -17,8 +17,8 @@ from jakiro_runtime.errors import EngineError
 OLDEST = (10, 3)
 NEWEST_MAJOR = 11
 NEWEST_RTX_MAJOR = 1
-# From these versions on the parser has opset 23's RMSNormalization and RotaryEmbedding (onnx-tensorrt's changelog); RTX's version is
-# the one that this project builds with. Earlier ones are given primitives.
+# From these versions on the parser has opset 23's RMSNormalization and RotaryEmbedding (onnx-tensorrt's changelog); RTX's version
+# is the one that this project builds with. Earlier ones are given primitives.
 OPSET_23 = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
 
 
@@ -59,6 +59,11 @@ def parse(text: str) -> tuple[int, ...]:
 def parses_opset_23(kind: str, version: tuple[int, ...]) -> bool:
     """Whether this version's parser has the norm and the rotary embedding as one operator each."""
     return version[:2] >= OPSET_23[kind]
+
+
+def of_device(sm: int) -> tuple[int, ...]:
+    """The TensorRT that a device comes with, a Jetson's JetPack 6 or 7; the newest where the user chooses."""
+    return {87: (10, 3), 110: (10, 13)}.get(sm, (NEWEST_MAJOR, 0))
 
 
 def check(kind: str, version: tuple[int, ...]) -> None:

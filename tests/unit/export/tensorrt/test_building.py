@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from jakiro_export.errors import ExportError, UsageError
-from jakiro_export.tensorrt import accuracy, building, graphs, memory, versions
+from jakiro_export.tensorrt import accuracy, graphs, memory, versions
 from jakiro_export.tensorrt.profiles import Limits, profiles
 from jakiro_runtime.decoding.kv_cache import bucket
 from jakiro_runtime.format.manifest import Manifest
@@ -52,13 +52,6 @@ def test_versions_that_do_not(kind: str, version: tuple[int, ...]) -> None:
         versions.check(kind, version)
 
 
-def test_opset_23_is_not_for_jetpack_6(half_engine: Path, manifest: Manifest) -> None:
-    step = building.plan(half_engine, manifest, "tensorrt", [87], building.Settings())[0]
-    with pytest.raises(ExportError, match="--opset 20"):
-        building.check_opset(step, (10, 3, 0))
-    building.check_opset(step, (10, 13, 3, 9))
-
-
 def run(model: bytes, source: Path, inputs: dict[str, np.ndarray], folder: Path) -> list[Any]:
     """ONNX Runtime on a rewritten graph, its weights beside the original."""
     path = folder / "rewritten.onnx"
@@ -69,8 +62,8 @@ def run(model: bytes, source: Path, inputs: dict[str, np.ndarray], folder: Path)
 
 
 def test_bodies_in_place_compute_the_same(draft: graphs.Graph, manifest: Manifest, tmp_path: Path) -> None:
-    rewritten = graphs.with_bodies(draft)
-    model = onnx.ModelProto.FromString(rewritten)
+    model = graphs.parsed_model(draft, plugin=False, opset_23=True)
+    rewritten = model.SerializeToString()
     assert draft.dispatches > 0
     assert not model.functions
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
@@ -82,7 +75,7 @@ def test_bodies_in_place_compute_the_same(draft: graphs.Graph, manifest: Manifes
 
 
 def test_for_the_plugin_only_its_node_is_left(draft: graphs.Graph) -> None:
-    model = onnx.ModelProto.FromString(graphs.with_plugins(draft))
+    model = graphs.parsed_model(draft, plugin=True, opset_23=True)
     assert not model.functions
     nodes = [node for node in model.graph.node if node.domain == "jakiro"]
     assert len(nodes) == draft.dispatches
