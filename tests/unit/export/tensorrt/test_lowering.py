@@ -1,4 +1,4 @@
-"""Norms and rotary embeddings as primitives: the same values, in operators that an old parser has, the norm's square in float32."""
+"""Norms and rotary embeddings as primitives: the same values, in an old parser's operators, the norm's square in float32."""
 
 from __future__ import annotations
 
