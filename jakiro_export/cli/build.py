@@ -29,8 +29,8 @@ of this project's tests; the engines they make have not run on a GPU either.
 @click.option("--workspace", type=click.IntRange(16), default=1024, metavar="MIB", help="Most memory for temporary values.")
 @click.option("--batch", type=click.IntRange(1, 256), default=1, help="Most sequences at once.")
 @click.option("--chunk", type=click.IntRange(2, 8192), default=128, help="Most prompt tokens in one call.")
-@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the engine's",
-              help="Most positions a session may use; less makes smaller engines.")  # fmt: skip
+@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the engine's, 4096 at most",
+              help="Most positions a session may use; less makes smaller and faster engines.")  # fmt: skip
 @click.option("--level", type=click.IntRange(0, 5), default=3, help="The builder's effort.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are taken from the ONNX files "
               "when it is loaded. Not run on a GPU.")  # fmt: skip
@@ -134,7 +134,7 @@ def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_mem
     versions.load("tensorrt-rtx")
     for step in steps:
         if not ignore_memory:
-            memory.check(step.needs, memory.available(), None, False, step.title)
+            _warn(memory.check(step.needs, memory.available(), None, False, step.title))
     building.build(directory, steps, _log)
     _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
 
@@ -145,6 +145,7 @@ def _on_device(
     from jakiro_export.errors import ExportError
     from jakiro_export.tensorrt import accuracy, building, memory, versions
     from jakiro_runtime.backends import gpu as device
+    from jakiro_runtime.backends.tensorrt import EngineLoader
 
     wanted = _number(sm) if sm is not None else None
     if dry_run and wanted is not None:
@@ -160,18 +161,18 @@ def _on_device(
     versions.load("tensorrt")
     for step in steps:
         if not ignore_memory:
-            memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title)
+            _warn(memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title))
     building.build(directory, steps, _log)
     if compare and not settings.strip_weights:
-        checks = []
+        checks, loader = [], EngineLoader("tensorrt", settings.plugin, any(step.uses_plugin for step in steps))
+        contracts = {"target": manifest.target_contract, "draft": manifest.draft_contract}
         for step in steps:
             precision = manifest.precision[step.name]
             if precision == "bf16":
                 _log(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
                 continue
-            checks += accuracy.check_engine(
-                directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision, settings.plugin
-            )
+            file, vocab = directory / step.file(gpu.sm), manifest.model.vocab_size
+            checks += accuracy.check_engine(loader, file, step.graph, contracts[step.name], step.profiles, vocab, precision)
         building.add_checks(directory, gpu.sm, checks)
         failed = [entry for entry in checks if not entry["passed"]]
         if failed:
@@ -202,6 +203,11 @@ def _check(directory: Path, manifest: Any, sm: int, tensorrt: str | None, settin
     if refused:
         raise ExportError(f"TensorRT {text} does not parse {', '.join(refused)}; export the engine again with --precision fp16.")
     click.echo(f"TensorRT {text} has every operator, and sm{sm} every type. By tables, not by a build.")
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        _log(f"Warning: {sentence}")
 
 
 def _number(sm: str) -> int:

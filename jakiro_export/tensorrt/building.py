@@ -65,6 +65,11 @@ class Step:
         return f"tensorrt/sm{sm}/{self.name}.engine"
 
     @property
+    def refit(self) -> str:
+        """The name of the model that an engine without weights is refitted from."""
+        return f"{self.name}.refit.onnx"
+
+    @property
     def title(self) -> str:
         return ", ".join(map(self.file, self.compute_capabilities))
 
@@ -81,7 +86,8 @@ class Step:
         if self.graph.dispatches:
             dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
         weights = "no weights" if self.settings.strip_weights else f"{self.graph.weight_bytes / 1e6:.0f} MB of weights"
-        return f"{self.title}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
+        graph = f"{self.graph.path.name}, opset {self.graph.opset}"
+        return f"{self.title}: {graph}, {weights}{dispatch}; needs {need} ({self.needs.source})"
 
 
 def parse_compute_capabilities(text: str) -> list[int]:
@@ -201,6 +207,8 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
         model = Path(scratch) / step.graph.path.name
         opset_23 = versions.parses_opset_23(step.kind, versions.load(step.kind).version)
         model.write_bytes(graphs.parsed_model(step.graph, step.uses_plugin, opset_23).SerializeToString())
+        if step.settings.strip_weights:  # what was parsed is what the weights are given back to, by its names
+            shutil.copyfile(model, folder / step.refit)
         return run_request(request(step, model, folder))
 
 
@@ -266,10 +274,11 @@ def _register(
         "limits": {
             "batch": first.settings.limits.batch,
             "chunk": first.settings.limits.chunk,
-            "context": first.settings.limits.context or manifest.model.max_context,
+            "context": first.settings.limits.positions(manifest),
         },
         "dispatch": "plugin" if any(step.uses_plugin for step in steps) else "standard operators",
         "weights": "stripped" if first.settings.strip_weights else "included",
+        "refits": {step.name: f"tensorrt/{sm}/{step.refit}" for step in steps} if first.settings.strip_weights else {},
         "builds": built,
         "checks": [],
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -33,6 +33,9 @@ def load_plugin(path: Path) -> ctypes.CDLL:
     return library
 
 
+ALIGNMENT = 256  # of a tensor's address
+
+
 class KvCommit(ctypes.Structure):
     """JakiroKvCommit of plugins/include/jakiro_plugins.h."""
 
@@ -129,12 +132,13 @@ class CudaMemory:
     """As `jakiro_runtime.backends.Memory` asks: `zeros` are `DeviceArray`s, `staging` is pinned host memory.
 
     plugin: appends rows in one launch; without it, in one strided copy for each run of rows
+    longest_cache: as `Memory` says
 
     stream: the CUDA stream's handle, on which everything happens
     """
 
-    def __init__(self, driver: Driver, plugin: ctypes.CDLL | None = None) -> None:
-        self.driver = driver
+    def __init__(self, driver: Driver, plugin: ctypes.CDLL | None = None, longest_cache: int | None = None) -> None:
+        self.driver, self.longest_cache = driver, longest_cache
         self._commit = plugin.jakiro_kv_commit if plugin is not None else None
         self.stream = driver.create_stream()
         _finalize(self, driver.destroy_stream, self.stream)
@@ -146,6 +150,14 @@ class CudaMemory:
         array = self.empty(shape, dtype)
         self.driver.fill(array.address, 0, max(1, array.nbytes), self.stream)
         return array
+
+    def layers(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
+        """TensorRT demands addresses that are multiples of 256; so does every layer's first element have one."""
+        count, *inner = shape
+        one = DeviceArray.dense(self, 0, tuple(inner), np.dtype(dtype))
+        step = -(-one.nbytes // ALIGNMENT) * ALIGNMENT
+        whole = self.zeros((count * step,), np.dtype(np.uint8))
+        return DeviceArray(self, whole.address, tuple(shape), one.dtype, (step, *one.strides), whole)
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
         """Device memory whose contents are anything."""

@@ -91,8 +91,7 @@ class DraftRunner:
             padded: rows of the bound shape, at least as many; few shapes are kept
         """
         lengths = self.cache.lengths
-        if self.cache.reserve(max(lengths.tolist()) + padded):
-            self._bound.clear()
+        self.reserve(max(lengths.tolist()) + padded)
         bound = self._bind(padded)
         inputs = bound.inputs
         for number, after in enumerate(tokens):

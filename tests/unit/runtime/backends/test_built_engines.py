@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +14,7 @@ import fake_tensorrt
 from fake_building import plan_instead_of_building
 from fake_cuda import FakeCuda
 from jakiro_export.cli.build import after_export
+from jakiro_export.cli.build import main as build_main
 from jakiro_export.tensorrt import accuracy, building
 from jakiro_runtime import Engine, EngineError, UsageError
 from jakiro_runtime.backends import built_engines, cuda_memory, gpu, select_backend
@@ -105,11 +108,10 @@ def test_a_record_that_makes_no_sense(directory: Path, lost: str) -> None:
     assert "run jakiro-build again" in said("--engine", directory, "--backend", "tensorrt")
 
 
-def test_engines_without_weights_take_them_from_the_onnx_files(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Manifest.read(directory)
-    manifest.extra["tensorrt"]["sm87"]["weights"] = "stripped"
-    manifest.write(directory)
-    asked = []
+@pytest.fixture
+def refitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str]]:
+    """(model, path of the weights) of every engine that was given its weights."""
+    given: list[tuple[bytes, str]] = []
 
     class Refitter:
         def __init__(self, engine: object, logger: object) -> None: ...
@@ -118,16 +120,53 @@ def test_engines_without_weights_take_them_from_the_onnx_files(directory: Path, 
             return True
 
     class OnnxParserRefitter(Refitter):
-        def refit_from_file(self, path: str) -> bool:
-            asked.append(Path(path).name)
-            return len(asked) < 3
+        def refit_from_bytes(self, model: bytes, path: str) -> bool:
+            given.append((model, path))
+            return len(given) < 3
 
     monkeypatch.setattr(fake_tensorrt, "Refitter", Refitter, raising=False)
     monkeypatch.setattr(fake_tensorrt, "OnnxParserRefitter", OnnxParserRefitter, raising=False)
-    Engine.open(directory, "tensorrt")
-    assert asked == ["target.onnx", "draft.onnx"]
+    return given
+
+
+def test_engines_without_weights_take_them_by_the_names_of_what_was_parsed(
+    tiny_numerical: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, refitted: list[tuple[bytes, str]]
+) -> None:
+    """A parser saw functions' bodies and lowered norms; the exported file has other names for their constants."""
+    engine, parsed = Path(shutil.copytree(tiny_numerical, tmp_path / "engine")), []
+
+    def build(request: building.BuildRequest) -> dict[str, object]:
+        parsed.append(Path(request.model).read_bytes())
+        Path(request.output).write_text(json.dumps({"onnx": request.source, "profiles": request.profiles}))
+        return {"engine_bytes": 1, "peak_bytes": 0, "seconds": 0.0, "layers": 1}
+
+    monkeypatch.setattr(building, "run_request", build)
+    fake_tensorrt.__version__ = "10.3.0"
+    try:
+        result = CliRunner().invoke(build_main, [str(engine), "--strip-weights", "--chunk", "32"])
+    finally:
+        fake_tensorrt.__version__ = "10.99.0"
+    assert result.exit_code == 0, result.output
+    Engine.open(engine, "tensorrt")
+    assert [model for model, _ in refitted] == parsed
+    assert [Path(path) for _, path in refitted] == [engine / "target.onnx", engine / "draft.onnx"]
+    names = {weight.name for weight in onnx.ModelProto.FromString(parsed[0]).graph.initializer}
+    assert any(name.startswith("lowered.") for name in names), "constants that the exported file does not have"
     with pytest.raises(EngineError, match="without --strip-weights"):
-        Engine.open(directory, "tensorrt")
+        Engine.open(engine, "tensorrt")
+
+
+def test_engines_hold_the_weights_so_that_the_graphs_may_stay_behind(directory: Path) -> None:
+    manifest = Manifest.read(directory)
+    held = [directory / name for name in manifest.files if ".onnx" in name]
+    for file in held:
+        if file.suffix == ".data":  # the fake engine is computed from the graph itself
+            file.write_bytes(file.read_bytes() + b"!")
+    Engine.open(directory, "tensorrt")
+    with pytest.raises(EngineError, match="is not the file"):
+        Engine.open(directory, "onnxruntime")
+    with pytest.raises(EngineError, match="is not the file"):
+        Engine.open(directory, "tensorrt", check_files=True)
 
 
 def test_the_commit_structure_is_the_header_s() -> None:

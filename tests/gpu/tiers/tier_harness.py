@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +60,8 @@ class Checklist:
             outcome = "failed"
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            if type(error).__name__ == "EngineError":  # a sentence for the user
+                reason = str(error)
         seconds = round(time.perf_counter() - start, 2)
         self.results.append({"check": name, "outcome": outcome, "seconds": seconds, "reason": reason, "figures": figures})
         print("\n".join(lines(self.results[-1])), flush=True)
@@ -102,6 +105,14 @@ def program(*command: str) -> str | None:
         return None
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def has(module: str) -> bool:
+    """Whether a module is installed."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def nvcc() -> str | None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, Skip, nvcc
+from tier_harness import ROOT, Skip, nvcc
 
 UNITS = ("expert_dispatch", "dispatch_half", "dispatch_bfloat16", "dispatch_float", "kv_commit")
 
