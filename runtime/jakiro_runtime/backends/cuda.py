@@ -66,21 +66,34 @@ class CudaGraph:
 
 
 class CudaBinding:
-    """ONNX Runtime copies what is bound on the host, on a stream of its own, and waits at the end of a run."""
+    """What lies on the device is bound once. ONNX Runtime copies what lies on the host when it is bound, not when it runs, so that
+    is bound for every call."""
 
     def __init__(self, session: Any, memory: CudaMemory, inputs: Buffers, outputs: Buffers) -> None:
         self._session, self._memory, self._io = session, memory, session.io_binding()
         self._alive = (inputs, outputs)
-        for bind, arrays in ((self._io.bind_input, inputs), (self._io.bind_output, outputs)):
-            for name, array in arrays.items():
-                if isinstance(array, DeviceArray):
-                    if not array.contiguous:
-                        raise ValueError(f"the buffer for {name} is not contiguous")
-                    bind(name, "cuda", 0, array.dtype, array.shape, array.address)
-                else:
-                    assert isinstance(array, np.ndarray)
-                    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._host: list[tuple[str, np.ndarray]] = []
+        for name, array in inputs.items():
+            if isinstance(array, DeviceArray):
+                self._bind(self._io.bind_input, name, array)
+            else:
+                assert isinstance(array, np.ndarray)
+                self._host.append((name, array))
+        for name, array in outputs.items():
+            self._bind(self._io.bind_output, name, array)
+
+    def _bind(self, bind: Any, name: str, array: Any) -> None:
+        if isinstance(array, DeviceArray):
+            if not array.contiguous:
+                raise ValueError(f"the buffer for {name} is not contiguous")
+            bind(name, "cuda", 0, array.dtype, array.shape, array.address)
+        else:
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         self._memory.synchronize()  # what was put on our stream comes before what ONNX Runtime does on its own
+        for name, array in self._host:
+            self._bind(self._io.bind_input, name, array)
+        self._io.synchronize_inputs()
         self._session.run_with_iobinding(self._io)
+        self._io.synchronize_outputs()

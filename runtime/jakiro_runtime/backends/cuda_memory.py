@@ -105,15 +105,23 @@ class _Finalizers(threading.local):
 _FINALIZERS = _Finalizers()
 
 
-def _finalize(owner: object, free: Callable[[int], None], handle: int, driver: Driver | None = None, stream: int = 0) -> None:
+def _finalize(owner: object, free: Callable[[int], None], handle: int, stream: Stream | None = None) -> None:
     """Call free(handle) when `owner` is collected, after what is on the stream where there is one; not as Python ends."""
 
     def release() -> None:
-        if driver is not None:
-            driver.synchronize(stream)
+        if stream is not None:
+            stream.driver.synchronize(stream.handle)
         free(handle)
 
     weakref.finalize(owner, lambda: _FINALIZERS.run(release)).atexit = False
+
+
+class Stream:
+    """A CUDA stream. What waits for it before it is freed holds it, so that it outlives all of them whatever is collected first."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.handle = driver, driver.create_stream()
+        _finalize(self, driver.destroy_stream, self.handle)
 
 
 class Recording:
@@ -140,8 +148,8 @@ class CudaMemory:
     def __init__(self, driver: Driver, plugin: ctypes.CDLL | None = None, longest_cache: int | None = None) -> None:
         self.driver, self.longest_cache = driver, longest_cache
         self._commit = plugin.jakiro_kv_commit if plugin is not None else None
-        self.stream = driver.create_stream()
-        _finalize(self, driver.destroy_stream, self.stream)
+        self._stream = Stream(driver)
+        self.stream = self._stream.handle
         self._moves: dict[Any, _Move] = {}
         self._launched: set[_Move] = set()  # since the host last waited
         self._workspaces: list[DeviceArray] = []
@@ -163,7 +171,7 @@ class CudaMemory:
         """Device memory whose contents are anything."""
         array = DeviceArray.dense(self, 0, tuple(shape), np.dtype(dtype))
         array.address = self.driver.allocate(max(1, array.nbytes))
-        _finalize(array, self.driver.free, array.address, self.driver, self.stream)
+        _finalize(array, self.driver.free, array.address, self._stream)
         return array
 
     def upload(self, values: np.ndarray) -> DeviceArray:
@@ -176,7 +184,7 @@ class CudaMemory:
         size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         address = self.driver.allocate_host(size)
         buffer = (ctypes.c_uint8 * size).from_address(address)
-        _finalize(buffer, self.driver.free_host, address, self.driver, self.stream)
+        _finalize(buffer, self.driver.free_host, address, self._stream)
         array = np.ctypeslib.as_array(buffer)
         array[:] = 0
         return array[: int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)

@@ -82,6 +82,11 @@ class DraftRunner:
         store.reserve(max(store.lengths.tolist()) + max(map(len, rows)))
         store.append([features], rows)
 
+    def reserve(self, slots: int) -> None:
+        """Make room in the cache; where it grows, every shape is bound again."""
+        if self.cache.reserve(slots):
+            self._bound.clear()
+
     def run(self, tokens: Sequence[Sequence[int]], firsts: Sequence[int], padded: int) -> DraftOutput:
         """Draft after accepted rows that continue the cache, and keep their keys and values.
 
