@@ -19,7 +19,6 @@ from jakiro_runtime.backends.cuda_driver import describe
 from jakiro_runtime.errors import EngineError
 
 GARBAGE = 0xA5
-STREAM = 0x5EED
 
 
 @dataclass
@@ -53,8 +52,10 @@ class FakeCuda:
         self.queue: list[Callable[[], None]] = []
         self.recorded: list[Callable[[], None]] | None = None
         self.free_bytes = memory
+        self._last = 0x5EED
         self.recordable = True
         self.mallocs = self.graphs = 0
+        self.streams: set[int] = set()  # those that were not destroyed
 
     def check(self, code: int, what: str) -> None:
         if code:
@@ -177,12 +178,17 @@ class FakeCuda:
     # Streams and graphs
 
     def create_stream(self) -> int:
-        return STREAM
+        self._last += 1
+        self.streams.add(self._last)
+        return self._last
 
     def destroy_stream(self, stream: int) -> None:
         assert self.recorded is None, "a stream destroyed while one is recorded"
+        self.streams.remove(stream)
 
     def synchronize(self, stream: int) -> None:
+        """0: all streams."""
+        assert stream == 0 or stream in self.streams, "a stream that was destroyed"
         self.check(900 if self.recorded is not None else 0, "waited while a stream is recorded")
         self._run()
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, through I/O binding: caches and features stay in the GPU's memory. Not run on a GPU.
+"""ONNX Runtime on an NVIDIA GPU, through I/O binding: caches and features stay in the GPU's memory.
 
 Its own CUDA graphs are not used: they want every node on the GPU, which ONNX Runtime decides as it opens the model.
 """
@@ -66,8 +66,8 @@ class CudaGraph:
 
 
 class CudaBinding:
-    """What lies on the device is bound once. ONNX Runtime copies what lies on the host when it is bound, not when it runs, so that
-    is bound for every call."""
+    """A session's inputs and outputs. Those on the device are bound once; those on the host for every call, because ONNX Runtime
+    copies them to the device when they are bound and not when it runs."""
 
     def __init__(self, session: Any, memory: CudaMemory, inputs: Buffers, outputs: Buffers) -> None:
         self._session, self._memory, self._io = session, memory, session.io_binding()

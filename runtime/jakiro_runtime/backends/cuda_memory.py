@@ -117,7 +117,7 @@ def _finalize(owner: object, free: Callable[[int], None], handle: int, stream: S
 
 
 class Stream:
-    """A CUDA stream. What waits for it before it is freed holds it, so that it outlives all of them whatever is collected first."""
+    """A CUDA stream. Memory that waits for it before it is freed holds it, so that it goes last whatever is collected first."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.handle = driver, driver.create_stream()
