@@ -1,7 +1,7 @@
 """The GPU contract, tier by tier, each in a process of its own: `make test-gpu`, or `python3 run.py` in an unpacked kit.
 
     python3 run.py               every tier
-    python3 run.py 1 1b          these alone
+    python3 run.py 1 1b          these, after tier 0
 
 Writes out/gpu/report.txt and report.json, to send. Exit status: 0 everything that could run passed; 1 something failed, or
 there is no GPU. Needs Python alone; what a tier needs besides, tier 0 says.
@@ -47,6 +47,13 @@ def run(tier: str) -> dict[str, Any]:
     return report
 
 
+def skipped(tier: str, reason: str) -> dict[str, Any]:
+    """The report of a tier that tier 0 says cannot run."""
+    print(f"\nTier {tier}\n  skipped {reason}", flush=True)
+    check = {"check": f"tier {tier}", "outcome": "skipped", "seconds": 0, "reason": reason, "figures": {}}
+    return {"tier": tier, "facts": {}, "checks": [check]}
+
+
 def text(reports: list[dict[str, Any]]) -> str:
     """The report for people."""
     sys.path.insert(0, str(HERE / "tiers"))
@@ -72,7 +79,10 @@ def main() -> int:
         print(f"Error: There is no tier {unknown[0]}; known are {', '.join(TIERS)}.", file=sys.stderr)
         return 2
     OUT.mkdir(parents=True, exist_ok=True)
-    reports = [run(tier) for tier in dict.fromkeys(chosen)]
+    probe = run("0")
+    reasons = {check["check"].split()[1]: check["reason"] for check in probe["checks"] if check["outcome"] == "skipped"}
+    tiers = [tier for tier in dict.fromkeys(chosen) if tier != "0"]
+    reports = [probe, *(skipped(tier, reasons[tier]) if tier in reasons else run(tier) for tier in tiers)]
     (OUT / "report.json").write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     (OUT / "report.txt").write_text(text(reports), encoding="utf-8")
     print(f"\n{text(reports).splitlines()[-1]}\nWritten to {OUT / 'report.txt'} and report.json; please send both.")
