@@ -30,7 +30,7 @@ _PARSED = frozenset(_NAMES.split())
 # By the version that brought them
 _ADDED = {"tensorrt": {(10, 15): ("RMSNormalization", "RotaryEmbedding", "Attention")}}
 _ADDED["tensorrt-rtx"] = {(1, 7): _ADDED["tensorrt"][10, 15]}
-_REFUSED = {"tensorrt": (), "tensorrt-rtx": ("NonZero",)}
+_REFUSED = {"tensorrt": (), "tensorrt-rtx": ("NonZero", "DeformConv")}
 
 
 def parsed(kind: str, version: tuple[int, ...]) -> frozenset[str]:

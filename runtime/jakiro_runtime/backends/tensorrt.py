@@ -48,13 +48,13 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
         raise EngineError(
             "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
         )
-    loader = EngineLoader(name, options.plugin, register_plugin=mine.plugin)
+    engines = EngineLoader(name, options.plugin, register_plugin=mine.plugin)
     graphs = []
     for graph in ("target", "draft"):
         refit = None
         if mine.stripped:
             refit = (folder / mine.refits.get(graph, manifest.graphs[graph]), folder / manifest.graphs[graph])
-        graphs.append(loader.load(folder / mine.graphs[graph], mine.version, refit))
+        graphs.append(engines.load(folder / mine.graphs[graph], mine.version, refit))
     return LoadedGraphs(graphs[0], graphs[1], flexible_rows=False, max_context=mine.context)
 
 
@@ -234,23 +234,23 @@ class RtxConfiguration:
 
     def __init__(self, trt: Any, engine: Any, file: Path) -> None:
         self._trt, self._engine, self._file = trt, engine, file
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the runtime records calls itself, their copies too
-        self._config, self._cache = config, config.create_runtime_cache()
+        runtime_config = engine.create_runtime_config()
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the runtime records calls itself, their copies too
+        self._runtime_config, self._runtime_cache = runtime_config, runtime_config.create_runtime_cache()
         self._saved = file.read_bytes() if file.is_file() else b""
         if self._saved:
-            self._cache.deserialize(self._saved)  # that of another version is refused, and written anew
-        config.set_runtime_cache(self._cache)
+            self._runtime_cache.deserialize(self._saved)  # that of another version is refused, and written anew
+        runtime_config.set_runtime_cache(self._runtime_cache)
 
     def settings(self, strategy: Any) -> Any:
         """For a context that allocates so."""
-        self._config.set_execution_context_allocation_strategy(strategy)
-        return self._config
+        self._runtime_config.set_execution_context_allocation_strategy(strategy)
+        return self._runtime_config
 
     def save(self) -> None:
         """Keep what was compiled, where the engine directory can be written."""
-        data = bytes(memoryview(self._cache.serialize()))
+        data = bytes(memoryview(self._runtime_cache.serialize()))
         if data != self._saved:
             partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
             with suppress(OSError):

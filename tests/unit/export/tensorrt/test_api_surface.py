@@ -33,13 +33,17 @@ BINDINGS = {
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "profile": "IOptimizationProfile", "cache": "ITimingCache", "registry": "IPluginRegistry", "loader": "Runtime",
-    "engine": "ICudaEngine", "context": "IExecutionContext", "refitter": "Refitter", "parser_refitter": "OnnxParserRefitter",
+    "engine": "ICudaEngine", "context": "IExecutionContext", "refitter": "Refitter", "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache", "parser_refitter": "OnnxParserRefitter",
 }  # fmt: skip
 # Calls that TensorRT-RTX alone has: builds ahead of time, and how its kernels are compiled.
 RTX_ONLY = {
     "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
     "BuilderFlag.REQUIRE_USER_ALLOCATION", "DynamicShapesKernelSpecializationStrategy.EAGER", "CudaGraphStrategy.DISABLED",
     "DynamicShapesKernelSpecializationStrategy", "CudaGraphStrategy", "ICudaEngine.create_runtime_config",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeConfig.set_execution_context_allocation_strategy", "IRuntimeCache.serialize", "IRuntimeCache.deserialize",
 }  # fmt: skip
 # Calls of newer versions, made where they exist
 WHERE_THERE = {"IStreamWriter", "Builder.build_serialized_network_to_stream"}
