@@ -94,8 +94,9 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = message
                 print(f"error: {message}", file=sys.stderr)
+                if "cudaError 35" not in message:  # what a builder without a driver says after the reason
+                    self.last = message
             elif severity == trt.ILogger.Severity.WARNING:
                 print(f"warning: {message}", file=sys.stderr)
 
