@@ -3,7 +3,8 @@
 #             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
 # make test-pythons  the fast tests on Python 3.10, 3.12 and 3.13 too
-# make test-gpu  on a machine with an NVIDIA GPU: engines built there, every GPU test, a report to send
+# make test-gpu  on a machine with an NVIDIA GPU: kernels, memory, engines built there, a report to send; TIER=1 for one tier
+# make test-gpu-kit  the same as one archive for a device without network: python3 run.py there
 # make lint   ruff, mypy and clang-format alone
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
 # make fuzz-kernels SECONDS=60 OPERATOR=TreeAttention  random calls of the CPU kernels under AddressSanitizer and UBSan
@@ -22,9 +23,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 1 ]
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_FLAG = $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null && echo --extra-index-url $(TORCH_INDEX))
 
-# What make test-gpu adds. On a Jetson TensorRT is there already: GPU_EXTRAS=cpu,build GPU_VENV_FLAGS=--system-site-packages
+# What make test-gpu adds. On a driver for CUDA 12: GPU_EXTRAS=cu12,rtx. On a
+# Jetson TensorRT is there already: GPU_EXTRAS=cpu,build GPU_VENV_FLAGS=--system-site-packages
 GPU_VENV   ?= .venv-gpu
-GPU_EXTRAS ?= cuda,tensorrt,rtx
+GPU_EXTRAS ?= cu13,rtx
 GPU_VENV_FLAGS ?=
 GPU_PIP := $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check $(shell [ -t 1 ] || echo --quiet)
 
@@ -38,7 +40,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-only test-pythons test-gpu lint vectors fuzz-kernels clean
+.PHONY: demo bench test test-fast test-only test-pythons test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -65,11 +67,18 @@ test-pythons:
 test-only: $(VENV)/.installed
 	$(TEST) -m "not slow"
 
-test-gpu:
+# On a machine with everything: TIER=1 alone needs nvcc and NumPy, and no virtual environment where PYTHON has them
+test-gpu: $(if $(filter 0 1 1b,$(TIER)),,gpu-environment)
+	@$(if $(filter 0 1 1b,$(TIER)),$(PYTHON),$(GPU_VENV)/bin/python) tests/gpu/run.py $(TIER)
+
+gpu-environment:
 	@$(PYTHON) -c "import ctypes; ctypes.CDLL('libcuda.so.1')" 2>/dev/null || { echo "Error: There is no NVIDIA driver on this \
 	machine (libcuda.so.1 is missing); run make test-gpu on a machine that has an NVIDIA GPU." >&2; exit 1; }
 	@$(MAKE) --no-print-directory $(GPU_VENV)/.installed
-	@$(GPU_VENV)/bin/python tests/gpu/contract.py
+	@test -e out/gpu/tiny/answers.json || $(GPU_VENV)/bin/python tests/gpu/make_kit.py --tiny out/gpu/tiny
+
+test-gpu-kit: $(VENV)/.installed
+	@$(BIN)/python tests/gpu/make_kit.py $(KIT_FLAGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -29,13 +29,17 @@ of this project's tests; the engines they make have not run on a GPU either.
 @click.option("--workspace", type=click.IntRange(16), default=1024, metavar="MIB", help="Most memory for temporary values.")
 @click.option("--batch", type=click.IntRange(1, 256), default=1, help="Most sequences at once.")
 @click.option("--chunk", type=click.IntRange(2, 8192), default=128, help="Most prompt tokens in one call.")
-@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the engine's",
-              help="Most positions a session may use; less makes smaller engines.")  # fmt: skip
+@click.option("--max-context", type=click.IntRange(16), default=None, show_default="the engine's, 4096 at most",
+              help="Most positions a session may use; less makes smaller and faster engines.")  # fmt: skip
 @click.option("--level", type=click.IntRange(0, 5), default=3, help="The builder's effort.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are taken from the ONNX files "
               "when it is loaded. Not run on a GPU.")  # fmt: skip
-@click.option("--check/--no-check", default=True, help="After a build on the device, compare with ONNX Runtime.")
+@click.option("--compare/--no-compare", default=True, help="After a build on the device, compare with ONNX Runtime.")
 @click.option("--ignore-memory", is_flag=True, help="Build although the estimate says that memory is too little.")
+@click.option("--check", is_flag=True, help="Say whether TensorRT's parser has every operator, for the GPU --sm names and "
+              "the version --tensorrt names; build nothing, and end with status 1 where it does not.")  # fmt: skip
+@click.option("--tensorrt", metavar="VERSION", default=None, show_default="that of the device: 10.3 for sm87, 10.13 for sm110",
+              help="The version that --check asks about, such as 10.3.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
@@ -79,7 +83,9 @@ def _run(
     max_context: int | None,
     level: int,
     strip_weights: bool,
+    compare: bool,
     check: bool,
+    tensorrt: str | None,
     ignore_memory: bool,
     dry_run: bool,
 ) -> None:
@@ -99,16 +105,23 @@ def _run(
         )
     if plugin is not None and not plugin.is_file():
         raise UsageError(f"There is no plugin library at {plugin}; build it as plugins/README.md says.")
+    if tensorrt is not None and not check:
+        raise UsageError("--tensorrt is for --check; a build takes the TensorRT that is installed.")
+    if check and (sm is None or ahead_of_time is not None):
+        raise UsageError("--check needs the GPU it is about: add --sm, such as --sm sm87, and not --ahead-of-time.")
     settings = Settings(
         Limits(batch, chunk, max_context), workspace << 20, level, strip_weights, plugin.absolute() if plugin else None
     )
     manifest = Manifest.read(directory)
+    if check:
+        _check(directory, manifest, _number(sm or ""), tensorrt, settings)
+        return
     if not dry_run:
         check_integrity(manifest, directory, only=[name for name in manifest.files if not name.startswith("tensorrt/")])
     if ahead_of_time is not None:
         _ahead(directory, manifest, ahead_of_time, settings, ignore_memory, dry_run)
     else:
-        _on_device(directory, manifest, sm, settings, check, ignore_memory, dry_run)
+        _on_device(directory, manifest, sm, settings, compare, ignore_memory, dry_run)
 
 
 def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_memory: bool, dry_run: bool) -> None:
@@ -121,17 +134,18 @@ def _ahead(directory: Path, manifest: Any, names: str, settings: Any, ignore_mem
     versions.load("tensorrt-rtx")
     for step in steps:
         if not ignore_memory:
-            memory.check(step.needs, memory.available(), None, False, step.title)
+            _warn(memory.check(step.needs, memory.available(), None, False, step.title))
     building.build(directory, steps, _log)
     _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}. The builder accepted them; not run on a GPU.")
 
 
 def _on_device(
-    directory: Path, manifest: Any, sm: str | None, settings: Any, check: bool, ignore_memory: bool, dry_run: bool
+    directory: Path, manifest: Any, sm: str | None, settings: Any, compare: bool, ignore_memory: bool, dry_run: bool
 ) -> None:
     from jakiro_export.errors import ExportError
     from jakiro_export.tensorrt import accuracy, building, memory, versions
     from jakiro_runtime.backends import gpu as device
+    from jakiro_runtime.backends.tensorrt import EngineLoader
 
     wanted = _number(sm) if sm is not None else None
     if dry_run and wanted is not None:
@@ -144,22 +158,21 @@ def _on_device(
     if dry_run:
         _describe(steps, f"with TensorRT, for {gpu.name}")
         return
-    api = versions.load("tensorrt")
+    versions.load("tensorrt")
     for step in steps:
-        building.check_opset(step, api.version)
         if not ignore_memory:
-            memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title)
+            _warn(memory.check(step.needs, memory.available(), gpu.free, gpu.shared, step.title))
     building.build(directory, steps, _log)
-    if check and not settings.strip_weights:
-        checks = []
+    if compare and not settings.strip_weights:
+        checks, loader = [], EngineLoader("tensorrt", settings.plugin, any(step.uses_plugin for step in steps))
+        contracts = {"target": manifest.target_contract, "draft": manifest.draft_contract}
         for step in steps:
             precision = manifest.precision[step.name]
             if precision == "bf16":
                 _log(f"{step.title} is not compared: ONNX Runtime has no bf16 on CPUs")
                 continue
-            checks += accuracy.check_engine(
-                directory / step.file(gpu.sm), step.graph, step.profiles, manifest.model.vocab_size, precision, settings.plugin
-            )
+            file, vocab = directory / step.file(gpu.sm), manifest.model.vocab_size
+            checks += accuracy.check_engine(loader, file, step.graph, contracts[step.name], step.profiles, vocab, precision)
         building.add_checks(directory, gpu.sm, checks)
         failed = [entry for entry in checks if not entry["passed"]]
         if failed:
@@ -169,6 +182,32 @@ def _on_device(
             )
         _log(f"{len(checks)} outputs agree with ONNX Runtime")
     _log(f"Wrote {', '.join(step.title for step in steps)} to {directory}")
+
+
+def _check(directory: Path, manifest: Any, sm: int, tensorrt: str | None, settings: Any) -> None:
+    """What --check says: a line for each graph. Raises ExportError where one of them would not parse."""
+    from jakiro_export.errors import ExportError
+    from jakiro_export.tensorrt import building, graphs, operators, versions
+
+    version = versions.parse(tensorrt) if tensorrt is not None else versions.of_device(sm)
+    versions.check("tensorrt", version)
+    text, refused = ".".join(map(str, version)), []
+    for step in building.plan(directory, manifest, "tensorrt", [sm], settings):
+        native = versions.parses_opset_23("tensorrt", version)
+        model = graphs.parsed_model(step.graph, step.uses_plugin, native)
+        missing = operators.unparsed(model, "tensorrt", version, step.uses_plugin)
+        form = "" if native else ", norms and rotary embeddings as primitives"
+        nodes = f"{len(model.graph.node)} nodes of {len({node.op_type for node in model.graph.node})} operators"
+        click.echo(f"{step.graph.path.name}: {nodes}, opset {model.opset_import[0].version}{form}")
+        refused += [f"{name} ({count} times in {step.graph.path.name})" for name, count in missing.items()]
+    if refused:
+        raise ExportError(f"TensorRT {text} does not parse {', '.join(refused)}; export the engine again with --precision fp16.")
+    click.echo(f"TensorRT {text} has every operator, and sm{sm} every type. By tables, not by a build.")
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        _log(f"Warning: {sentence}")
 
 
 def _number(sm: str) -> int:
@@ -187,8 +226,6 @@ def _describe(steps: list[Any], how: str) -> None:
         for profile in step.profiles:
             ranges = ", ".join(f"{axis} {r.min}..{r.max} (best at {r.opt})" for axis, r in profile.axes.items())
             click.echo(f"    profile {profile.name}: {ranges}")
-    if any(step.kind == "tensorrt" and 87 in step.compute_capabilities and step.graph.opset >= 23 for step in steps):
-        click.echo("  JetPack 6's TensorRT 10.3 does not parse opset 23: on an Orin with it, export with --opset 20.")
 
 
 def _log(text: str) -> None:

@@ -13,6 +13,7 @@ _EPILOG = """\b
 Examples:
   jakiro-inspect out/llama2
   jakiro-inspect out/llama2 --budget orin-nx-16gb
+  jakiro-inspect --budget --all                            the table in docs/jetson.md
   jakiro-inspect llama2-7b --estimate agx-orin-64gb --tau 4.8
   jakiro-inspect out/llama2 --estimate rtx-4090 --bench report.json
 
@@ -21,8 +22,10 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("engine", metavar="DIR|MODEL")
-@click.option("--budget", metavar="DEVICE", help="Memory it needs on a device, such as orin-nx-16gb. An estimate.")
+@click.argument("engine", metavar="DIR|MODEL", required=False)
+@click.option("--budget", metavar="DEVICE", is_flag=False, flag_value="", help="Memory it needs on a device, such as "
+              "orin-nx-16gb. An estimate.")  # fmt: skip
+@click.option("--all", "every", is_flag=True, help="With --budget: a table of the known models on every Jetson.")
 @click.option("--estimate", metavar="DEVICE", help="Time of a round and tokens a second on a device. An estimate.")
 @click.option("--tau", type=click.FloatRange(1), help="Tokens per target pass, as jakiro-bench measures it.")
 @click.option("--bench", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A report of jakiro-bench: its "
@@ -83,8 +86,9 @@ def _subject(engine: str) -> _Subject:
 
 
 def _run(
-    engine: str,
+    engine: str | None,
     budget: str | None,
+    every: bool,
     estimate: str | None,
     tau: float | None,
     bench: Path | None,
@@ -94,6 +98,17 @@ def _run(
 ) -> None:
     from jakiro_export.errors import UsageError
 
+    if every:
+        if budget != "" or engine is not None:
+            raise UsageError("--all is for --budget without a device and a model: jakiro-inspect --budget --all.")
+        from jakiro_export.estimates import table
+
+        click.echo("\n".join(table.markdown(context or 4096, batch)))
+        return
+    if engine is None:
+        raise UsageError("Name an engine directory, or a model by its alias.")
+    if budget == "":
+        raise UsageError("--budget needs a device, such as --budget orin-nx-16gb, or --all.")
     if (tau is not None or bench is not None) and estimate is None:
         raise UsageError(f"{'--tau' if tau is not None else '--bench'} is for --estimate DEVICE; give that too.")
     if budget is None and estimate is None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from jakiro_export.estimates.cost_model import CostModel
 from jakiro_export.estimates.devices import Gpu
-from jakiro_export.tensorrt.memory import COPIES, LIBRARIES
-from jakiro_runtime.decoding.kv_cache import bucket
+from jakiro_export.tensorrt.memory import host_bytes
+from jakiro_export.tensorrt.profiles import last_capacity
+from jakiro_runtime.decoding.kv_cache import FIRST_BUCKET
 
 # CUDA's context, TensorRT's libraries and the runtime itself; and, where memory is shared, the operating system with a desktop.
 CONTEXT = 700 * 2**20
@@ -17,7 +18,11 @@ _ROW_VALUES = 24  # activations alive at once, in rows of the hidden size and ha
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes. `build` is the peak of making an engine on the device, when nothing else of this runs."""
+    """Bytes.
+
+    build: the peak of making an engine on the device, when nothing else of this runs; extended from measured smaller models
+    build_floor: what a build cannot do without
+    """
 
     target: int
     draft: int
@@ -26,6 +31,7 @@ class Budget:
     context: int
     system: int
     build: int
+    build_floor: int
 
     @property
     def running(self) -> int:
@@ -46,15 +52,15 @@ def budget(
 ) -> Budget:
     """What a session of `batch` sequences of `context` positions needs.
 
-    Each engine has its own copy of the weights the two graphs share. The cache is allocated in buckets, and while it grows the
+    Each engine has its own copy of the weights the two graphs share. The cache has the last of its buckets; while it grows the
     old one is still there: half of the new.
     """
-    slots = bucket(context)
+    slots = last_capacity(context, chunk)
     cache = (target.kv_bytes_per_token + draft.kv_bytes_per_token) * slots * batch
-    cache += cache // 2 if slots > bucket(1) else 0
+    cache += cache // 2 if slots > FIRST_BUCKET else 0
     activations = batch * chunk * hidden * 2 * _ROW_VALUES + batch * 64 * vocab * 4
     system = SYSTEM if gpu.shared else 0
-    host = LIBRARIES + int(COPIES * target.stored)
+    host, floor = host_bytes(target.stored)
     device = target.stored + CONTEXT + (1 << 30)
-    build = host + device + system if gpu.shared else device
-    return Budget(target.stored, draft.stored, cache, activations, CONTEXT, system, build)
+    build, build_floor = (most + device + system if gpu.shared else device for most in (host, floor))
+    return Budget(target.stored, draft.stored, cache, activations, CONTEXT, system, build, build_floor)

@@ -1,10 +1,11 @@
 """A built engine against ONNX Runtime, both with the same inputs: what a build on a device ends with.
 
-`feed` and `compare` know no GPU and are tested with ONNX Runtime on both sides; `check_engine` is not run on a GPU.
+`feed` and `compare` know no GPU and are tested with ONNX Runtime on both sides; `check_engine` has not run on a GPU.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 import onnx
 
 from jakiro_export.errors import ExportError
-from jakiro_export.tensorrt import versions
 from jakiro_export.tensorrt.graphs import Graph, Tensor
 from jakiro_export.tensorrt.profiles import Profile
-from jakiro_runtime.backends.tensorrt import register
+from jakiro_runtime.backends.evaluate import GraphCall
+from jakiro_runtime.backends.onnxruntime import open_graph
+from jakiro_runtime.backends.tensorrt import EngineLoader
+from jakiro_runtime.contract import GraphContract
 
 Feed = dict[str, np.ndarray]
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
@@ -78,42 +81,29 @@ def compare(reference: Run, engine: Run, inputs: Feed, precision: str) -> list[d
     return checks
 
 
-def onnxruntime_runner(path: Path) -> Run:
-    """ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+def onnxruntime_runner(path: Path, contract: GraphContract) -> Run:
+    """ONNX Runtime on the CPU. Raises EngineError where it is not installed."""
+    call = GraphCall(open_graph(path), contract)
+    return lambda inputs: call(**inputs)
 
 
 def check_engine(
-    path: Path, graph: Graph, profiles: list[Profile], vocab: int, precision: str, plugin: Path | None = None
+    loader: EngineLoader, file: Path, graph: Graph, contract: GraphContract, profiles: list[Profile], vocab: int, precision: str
 ) -> list[dict[str, Any]]:
-    """Runs an engine on this machine's GPU, each profile at the lengths it is tuned for. Not run on a GPU.
+    """Run an engine on this machine's GPU by the runtime's own backend, each profile at the lengths it is tuned for.
 
-    plugin: the library that the engine was built with
+    The engine is gone before ONNX Runtime opens the graph: on a Jetson both would be in the same memory.
 
     Raises:
-        ExportError: Polygraphy or onnxruntime is missing
-        EngineError: TensorRT does not load the plugin library
+        EngineError: TensorRT does not load or run the engine, or onnxruntime is not installed
     """
-    if plugin is not None:
-        register(versions.load("tensorrt").module, plugin)
-    try:
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        reference = onnxruntime_runner(graph.path)
-    except ImportError as error:
-        raise ExportError(
-            f"Checking the engine needs {error.name}, which is not installed; install it with: pip install polygraphy "
-            "onnxruntime, or pass --no-check."
-        ) from error
-    checks = []
-    for number, profile in enumerate(profiles):
-        with TrtRunner(EngineFromBytes(BytesFromPath(str(path))), optimization_profile=number) as runner:
-            inputs = feed(graph, profile, vocab)
-            found = compare(reference, lambda values, runner=runner: runner.infer(values), inputs, precision)  # type: ignore[misc]
+    inputs = [feed(graph, profile, vocab) for profile in profiles]
+    engine = GraphCall(loader.load(file), contract)
+    results = [engine(**values) for values in inputs]
+    del engine
+    gc.collect()
+    reference, checks = onnxruntime_runner(graph.path, contract), []
+    for profile, values, result in zip(profiles, inputs, results, strict=True):
+        found = compare(reference, lambda _, result=result: result, values, precision)  # type: ignore[misc]
         checks += [{**check, "graph": graph.path.stem, "profile": profile.name} for check in found]
     return checks

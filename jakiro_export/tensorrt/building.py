@@ -65,6 +65,11 @@ class Step:
         return f"tensorrt/sm{sm}/{self.name}.engine"
 
     @property
+    def refit(self) -> str:
+        """The name of the model that an engine without weights is refitted from."""
+        return f"{self.name}.refit.onnx"
+
+    @property
     def title(self) -> str:
         return ", ".join(map(self.file, self.compute_capabilities))
 
@@ -81,7 +86,8 @@ class Step:
         if self.graph.dispatches:
             dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
         weights = "no weights" if self.settings.strip_weights else f"{self.graph.weight_bytes / 1e6:.0f} MB of weights"
-        return f"{self.title}: {self.graph.path.name}, opset {self.graph.opset}, {weights}{dispatch}; needs {need}"
+        graph = f"{self.graph.path.name}, opset {self.graph.opset}"
+        return f"{self.title}: {graph}, {weights}{dispatch}; needs {need} ({self.needs.source})"
 
 
 def parse_compute_capabilities(text: str) -> list[int]:
@@ -122,15 +128,6 @@ def plan(directory: Path, manifest: Manifest, kind: str, compute_capabilities: S
             graphs.check_types(graph, sm)
         steps.append(Step(name, kind, tuple(compute_capabilities), graph, shapes, needed, settings))
     return steps
-
-
-def check_opset(step: Step, version: tuple[int, ...]) -> None:
-    """Raises ExportError where this TensorRT's parser is known to stop before the graph's opset."""
-    if step.kind == "tensorrt" and step.graph.opset >= 23 and version[:2] < versions.OPSET_23:
-        raise ExportError(
-            f"{step.graph.path.name} has opset {step.graph.opset}, which TensorRT {'.'.join(map(str, version))} does not parse; "
-            "export the engine with --opset 20."
-        )
 
 
 def build(directory: Path, steps: list[Step], log: Log) -> None:
@@ -208,14 +205,11 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / step.graph.path.name
-        model.write_bytes((graphs.with_plugins if step.uses_plugin else graphs.with_bodies)(step.graph))
-        try:
-            return run_request(request(step, model, folder))
-        except ExportError as error:
-            if "parser refuses" in str(error) and step.graph.opset >= 23:
-                hint = "an engine exported with --opset 20 asks less of the parser"
-                raise ExportError(f"{str(error).rstrip('.')}; {hint}.") from error
-            raise
+        opset_23 = versions.parses_opset_23(step.kind, versions.load(step.kind).version)
+        model.write_bytes(graphs.parsed_model(step.graph, step.uses_plugin, opset_23).SerializeToString())
+        if step.settings.strip_weights:  # what was parsed is what the weights are given back to, by its names
+            shutil.copyfile(model, folder / step.refit)
+        return run_request(request(step, model, folder))
 
 
 def run_request(request: BuildRequest) -> dict[str, Any]:
@@ -280,10 +274,11 @@ def _register(
         "limits": {
             "batch": first.settings.limits.batch,
             "chunk": first.settings.limits.chunk,
-            "context": first.settings.limits.context or manifest.model.max_context,
+            "context": first.settings.limits.positions(manifest),
         },
         "dispatch": "plugin" if any(step.uses_plugin for step in steps) else "standard operators",
         "weights": "stripped" if first.settings.strip_weights else "included",
+        "refits": {step.name: f"tensorrt/{sm}/{step.refit}" for step in steps} if first.settings.strip_weights else {},
         "builds": built,
         "checks": [],
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -10,6 +10,7 @@ from onnx import TensorProto, inliner
 
 from jakiro_export.errors import ExportError
 from jakiro_export.ops import DOMAIN
+from jakiro_export.tensorrt.lowering import lower
 
 _BITS: dict[int, int] = {
     TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
@@ -130,24 +131,20 @@ def check_types(graph: Graph, sm: int) -> None:
             )
 
 
-def with_bodies(graph: Graph) -> bytes:
-    """The model with every function's body in its place: standard operators alone, for any parser and no plugin."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    return bytes(model.SerializeToString())
+def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
+    """The model as a parser takes it: no functions, and primitives where it lacks opset 23's operators.
 
-
-def with_plugins(graph: Graph) -> bytes:
-    """The model without the functions' bodies, so that every parser looks for the plugin of that name.
-
-    With the bodies in the file TensorRT 10.3 - 10.6 and, without a namespace on the node, 10.15 and later would take those.
+    With `plugin` every parser looks for the plugin of the function's name: with the bodies in the file TensorRT 10.3 - 10.6 and,
+    without a namespace on the node, 10.15 and later would take those. Without it each function's body is in its place.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    del model.functions[:]
-    return bytes(model.SerializeToString())
+    if plugin:
+        del model.functions[:]
+    else:
+        if model.functions:
+            model = inliner.inline_local_functions(model)
+        kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
+    return model if opset_23 else lower(model)

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 from jakiro_export.errors import UsageError
 from jakiro_export.tensorrt.graphs import Graph, Tensor
-from jakiro_runtime.decoding.kv_cache import FIRST_BUCKET, bucket
+from jakiro_runtime.decoding.kv_cache import FIRST_BUCKET
 from jakiro_runtime.format.manifest import Manifest
 
 _OPT_CAPACITY = 1024
+DEFAULT_CONTEXT = 4096  # attention's work and the caches' memory follow it
+_STEP = 128
+
+
+def last_capacity(context: int, rows: int) -> int:
+    """The slots of a cache that holds `context` positions and the rows of one more call, in steps of 128."""
+    return -(-(context + rows) // _STEP) * _STEP
 
 
 @dataclass(frozen=True)
@@ -43,31 +50,38 @@ class Profile:
 
 @dataclass(frozen=True)
 class Limits:
-    """What sessions may ask of an engine. batch: sequences at once; chunk: prompt rows in a call; context: positions."""
+    """What sessions may ask of an engine.
+
+    batch: sequences at once; chunk: prompt rows in a call; context: positions, None for the model's but at most 4,096
+    """
 
     batch: int = 1
     chunk: int = 128
     context: int | None = None
 
+    def positions(self, manifest: Manifest) -> int:
+        """The context that is built for."""
+        return self.context or min(manifest.model.max_context, DEFAULT_CONTEXT)
+
 
 def profiles(kind: str, graph: Graph, manifest: Manifest, limits: Limits) -> list[Profile]:
     """The two profiles of a graph. kind: "target" or "draft".
 
-    The capacities are the buckets in which the runtime's cache grows; it makes room for a call's rows, whichever of them
-    stay. The runtime pads a call to two rows, so it asks for two choices behind a prompt's last row.
+    The capacities are the buckets in which the runtime's cache grows, the last of them exact; it makes room for a call's rows,
+    whichever of them stay. The runtime pads a call to two rows, so it asks for two choices behind a prompt's last row.
 
     Raises:
         UsageError: the graph has an axis that no profile has a range for, or the limits cannot be met
     """
-    context = limits.context or manifest.model.max_context
+    context = limits.positions(manifest)
     if context > manifest.model.max_context:
         raise UsageError(f"--max-context {context} is more than the {manifest.model.max_context} positions of this engine.")
     tree_rows = manifest.draft.nodes + 1 if kind == "target" else manifest.draft.levels + 1
     chunk = max(limits.chunk, tree_rows)
-    last = bucket(context + chunk)
+    last = last_capacity(context, chunk)
     common = {
         "batch": Range(1, 1, limits.batch),
-        "capacity": Range(FIRST_BUCKET, min(_OPT_CAPACITY, last), last),
+        "capacity": Range(min(FIRST_BUCKET, last), min(_OPT_CAPACITY, last), last),
     }
     tree = {**common, "rows": Range(1, tree_rows, tree_rows), "selected": Range(1, tree_rows, tree_rows)}
     prompt = {**common, "rows": Range(1, chunk, chunk), "selected": Range(1, 2, 2)}

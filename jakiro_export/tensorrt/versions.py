@@ -17,8 +17,9 @@ from jakiro_runtime.errors import EngineError
 OLDEST = (10, 3)
 NEWEST_MAJOR = 11
 NEWEST_RTX_MAJOR = 1
-# The parser of 10.3 stops before opset 23, that of 10.9 too; where exactly a later one begins is for it to say.
-OPSET_23 = (10, 10)
+# From these versions on the parser has opset 23's RMSNormalization and RotaryEmbedding (onnx-tensorrt's changelog); RTX's version
+# is the one that this project builds with. Earlier ones are given primitives.
+OPSET_23 = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ def parse(text: str) -> tuple[int, ...]:
     """The numbers of a version: "10.13.3.9.post1" is (10, 13, 3, 9)."""
     numbers = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(number) for number in numbers.group().split(".")) if numbers else ()
+
+
+def parses_opset_23(kind: str, version: tuple[int, ...]) -> bool:
+    """Whether this version's parser has the norm and the rotary embedding as one operator each."""
+    return version[:2] >= OPSET_23[kind]
+
+
+def of_device(sm: int) -> tuple[int, ...]:
+    """The TensorRT that a device comes with, a Jetson's JetPack 6 or 7; the newest where the user chooses."""
+    return {87: (10, 3), 110: (10, 13)}.get(sm, (NEWEST_MAJOR, 0))
 
 
 def check(kind: str, version: tuple[int, ...]) -> None:

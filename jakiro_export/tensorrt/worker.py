@@ -75,15 +75,13 @@ def build(request: BuildRequest) -> dict[str, Any]:
     _configure(trt, config, request)
     _add_profiles(builder, network, config, request.profiles)
     cache = _open_cache(config, request)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
+    size = _build_plan(trt, builder, network, config, Path(request.output))
+    if size is None:
         raise ExportError(f"TensorRT's builder refuses {Path(request.source).name}: {_line(logger.last)}")
-    data = memoryview(engine)
-    _write(Path(request.output), data)
     if cache is not None and request.timing_cache is not None:
         _write(Path(request.timing_cache), memoryview(cache.serialize()))
     seconds = round(time.monotonic() - start, 2)
-    return {"engine_bytes": data.nbytes, "peak_bytes": _peak(), "seconds": seconds, "layers": network.num_layers}
+    return {"engine_bytes": size, "peak_bytes": _peak(), "seconds": seconds, "layers": network.num_layers}
 
 
 def _logger(trt: Any) -> Any:
@@ -96,8 +94,9 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = message
                 print(f"error: {message}", file=sys.stderr)
+                if "cudaError 35" not in message:  # what a builder without a driver says after the reason
+                    self.last = message
             elif severity == trt.ILogger.Severity.WARNING:
                 print(f"warning: {message}", file=sys.stderr)
 
@@ -117,6 +116,8 @@ def _configure(trt: Any, config: Any, request: BuildRequest) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
     if request.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if request.kind == "tensorrt-rtx":  # without it a context allocates as it runs, which no stream can record
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request.compute_capabilities:
         config.num_compute_capabilities = len(request.compute_capabilities)
         for number, sm in enumerate(request.compute_capabilities):
@@ -143,8 +144,38 @@ def _open_cache(config: Any, request: BuildRequest) -> Any:
         return None
     path = Path(request.timing_cache)
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, False)
+    if not config.set_timing_cache(cache, False):  # of another version, driver or GPU
+        print(f"warning: {path.name} is not of this TensorRT and GPU; it is made anew", file=sys.stderr)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
     return cache
+
+
+def _build_plan(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> int | None:
+    """Build into a file, as it is made where TensorRT can do that; the file's size, None where the builder refuses."""
+    if not hasattr(trt, "IStreamWriter"):
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            return None
+        data = memoryview(engine)
+        _write(path, data)
+        return data.nbytes
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with open(partial, "wb") as file:
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+
+            def write(self, data: bytes) -> int:
+                return file.write(data)
+
+        built = builder.build_serialized_network_to_stream(network, config, Writer())
+    if not built:
+        partial.unlink()
+        return None
+    os.replace(partial, path)
+    return path.stat().st_size
 
 
 def _write(path: Path, data: memoryview) -> None:

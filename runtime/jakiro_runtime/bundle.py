@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from jakiro_runtime.backends import BackendOptions, Graph, open_graphs, select_backend
+from jakiro_runtime.backends import BackendOptions, Graph, needed_files, open_graphs, select_backend
 from jakiro_runtime.errors import UsageError
 from jakiro_runtime.format.integrity import check_integrity
 from jakiro_runtime.format.manifest import Manifest
@@ -101,9 +101,7 @@ def open_bundle(
     folder = Path(directory)
     manifest = Manifest.read(folder)
     name = select_backend(manifest, backend)
-    # engines for GPUs are the backend's to check, once it knows which of them it loads
-    ours = [file for file in manifest.files if check_files or not file.startswith("tensorrt/")]
-    check_integrity(manifest, folder, check_files, ours)
+    check_integrity(manifest, folder, check_files, manifest.files if check_files else needed_files(manifest, name))
     loaded = open_graphs(folder, manifest, name, BackendOptions(threads, Path(plugin).absolute() if plugin else None))
     if loaded.max_context is not None:
         most = min(manifest.model.max_context, loaded.max_context)

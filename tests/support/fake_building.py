@@ -23,6 +23,6 @@ def plan_instead_of_building(step: building.Step, folder: Path) -> dict[str, Any
 def built_for(engine: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Path:
     """Run jakiro-build on an engine directory, with plans in the place of engines."""
     monkeypatch.setattr(building, "run", plan_instead_of_building)
-    result = CliRunner().invoke(build, [str(engine), "--no-check", "--chunk", "32", *arguments])
+    result = CliRunner().invoke(build, [str(engine), "--no-compare", "--chunk", "32", *arguments])
     assert result.exit_code == 0, result.output
     return engine

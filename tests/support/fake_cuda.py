@@ -1,8 +1,8 @@
-"""A GPU made of host memory, as far as jakiro_runtime uses one: cuda.bindings.runtime's calls, nothing lenient about them.
+"""A GPU made of host memory, in the place of `jakiro_runtime.backends.cuda_driver.Driver`; nothing lenient about it.
 
 Work on a stream waits in a queue until somebody waits for the stream, so a result that is read too early is not there. Device
-memory begins as garbage. A copy must stay inside one allocation on each side and go the way it says. While a stream is recorded
-nothing runs, and calls that CUDA forbids then fail.
+memory begins as garbage. A copy must stay inside one allocation on each side. While a stream is recorded nothing runs, and calls
+that CUDA forbids then fail.
 """
 
 from __future__ import annotations
@@ -11,45 +11,14 @@ import ctypes
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jakiro_runtime.backends.cuda_driver import describe
+from jakiro_runtime.errors import EngineError
+
 GARBAGE = 0xA5
-
-
-class cudaMemcpyKind(IntEnum):
-    cudaMemcpyHostToHost = 0
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
-    cudaMemcpyDefault = 4
-
-
-class cudaStreamCaptureMode(IntEnum):
-    cudaStreamCaptureModeGlobal = 0
-    cudaStreamCaptureModeThreadLocal = 1
-
-
-class PitchedPtr(NamedTuple):
-    ptr: int
-    pitch: int
-    xsize: int
-    ysize: int
-
-
-class Extent(NamedTuple):
-    width: int
-    height: int
-    depth: int
-
-
-class cudaMemcpy3DParms:
-    srcPtr: PitchedPtr
-    dstPtr: PitchedPtr
-    extent: Extent
-    kind: cudaMemcpyKind
 
 
 @dataclass
@@ -73,62 +42,60 @@ class Traffic:
 
 
 class FakeCuda:
-    """Stands in for the module cuda.bindings.runtime."""
+    """Stands in for a Driver."""
 
-    cudaMemcpyKind = cudaMemcpyKind
-    cudaStreamCaptureMode = cudaStreamCaptureMode
-    cudaMemcpy3DParms = cudaMemcpy3DParms
-    cudaHostAllocDefault = 0
-    cudaStreamNonBlocking = 1
+    version = (12, 6)
 
     def __init__(self, memory: int = 1 << 30) -> None:
         self.blocks: dict[int, Block] = {}
         self.traffic = Traffic()
         self.queue: list[Callable[[], None]] = []
         self.recorded: list[Callable[[], None]] | None = None
-        self.free = memory
+        self.free_bytes = memory
+        self._last = 0x5EED
         self.recordable = True
         self.mallocs = self.graphs = 0
+        self.streams: set[int] = set()  # those that were not destroyed
+
+    def check(self, code: int, what: str) -> None:
+        if code:
+            raise EngineError(f"{what}: {describe(code)}.")
 
     # Memory
 
-    def _allocate(self, size: int, kind: str) -> tuple[int, ...]:
-        if self.recorded is not None:
-            return 900, 0
-        if size <= 0:
-            return 1, 0
+    def _allocate(self, size: int, kind: str) -> int:
+        self.check(900 if self.recorded is not None else 0, "allocated while a stream is recorded")
+        self.check(int(size <= 0), "nothing is allocated")
         if kind == "device":
             self.mallocs += 1
-            if size > self.free:
-                return 2, 0
-            self.free -= size
+            self.check(2 if size > self.free_bytes else 0, "out of memory")
+            self.free_bytes -= size
         buffer = (ctypes.c_uint8 * (size + 256))()
         ctypes.memset(buffer, GARBAGE, size + 256)
         address = -(-ctypes.addressof(buffer) // 256) * 256
         self.blocks[address] = Block(address, size, kind, buffer)
-        return 0, address
+        return address
 
-    def cudaMalloc(self, size: int) -> tuple[int, ...]:
+    def allocate(self, size: int) -> int:
         return self._allocate(size, "device")
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[int, ...]:
+    def allocate_host(self, size: int) -> int:
         return self._allocate(size, "pinned")
 
-    def _release(self, address: int, kind: str) -> tuple[int]:
+    def _release(self, address: int, kind: str) -> None:
         assert self.recorded is None, "memory freed while a stream is recorded"
         block = self.blocks[address]
         assert block.kind == kind
         assert not self.queue, "memory freed that waiting work may use"
         del self.blocks[address]
         if kind == "device":
-            self.free += block.size
-        return (0,)
+            self.free_bytes += block.size
 
-    def cudaFree(self, address: int) -> tuple[int]:
-        return self._release(address, "device")
+    def free(self, address: int) -> None:
+        self._release(address, "device")
 
-    def cudaFreeHost(self, address: int) -> tuple[int]:
-        return self._release(address, "pinned")
+    def free_host(self, address: int) -> None:
+        self._release(address, "pinned")
 
     def block(self, address: int, size: int) -> Block | None:
         """The allocation that holds these bytes; None where they are the program's own. Fails where they cross an end."""
@@ -146,9 +113,8 @@ class FakeCuda:
 
     # Work
 
-    def _put(self, work: Callable[[], None]) -> tuple[int]:
+    def _put(self, work: Callable[[], None]) -> None:
         (self.queue if self.recorded is None else self.recorded).append(work)
-        return (0,)
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Kernels of other libraries come this way."""
@@ -172,86 +138,80 @@ class FakeCuda:
         found = self.block(address, size)
         return found is not None and found.kind == "pinned"
 
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: cudaMemcpyKind, stream: int) -> tuple[int]:
-        way = {cudaMemcpyKind.cudaMemcpyHostToDevice: (False, True), cudaMemcpyKind.cudaMemcpyDeviceToHost: (True, False)}[kind]
-        assert (self.on_device(source, size), self.on_device(to, size)) == way, "a copy that says the wrong way"
-        assert self._pinned(source if way[1] else to, size), "asynchronous copies are to and from pinned memory"
-        return self._put(lambda: self._move(to, source, size))
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        way = self.on_device(source, size), self.on_device(to, size)
+        assert any(way), "a copy on the host"
+        assert all(way) or self._pinned(source if way[1] else to, size), "asynchronous copies are to and from pinned memory"
+        self._put(lambda: self._move(to, source, size))
 
-    def make_cudaPitchedPtr(self, address: int, pitch: int, xsize: int, ysize: int) -> PitchedPtr:
-        return PitchedPtr(address, pitch, xsize, ysize)
-
-    def make_cudaExtent(self, width: int, height: int, depth: int) -> Extent:
-        return Extent(width, height, depth)
-
-    def cudaMemcpy3DAsync(self, box: cudaMemcpy3DParms, stream: int) -> tuple[int]:
+    def copy_box(
+        self,
+        to: int,
+        source: int,
+        extent: tuple[int, int, int],
+        to_pitch: tuple[int, int],
+        source_pitch: tuple[int, int],
+        stream: int,
+    ) -> None:
         assert self.recorded is None, "a copy of pageable memory while a stream is recorded"
-        source, to, extent = box.srcPtr, box.dstPtr, box.extent
+        width, height, depth = extent
         assert min(extent) > 0
-        for side in (source, to):
-            assert side.pitch >= extent.width
-            assert side.ysize >= extent.height, "slices overlap"
+        for pitch in (to_pitch, source_pitch):
+            assert pitch[0] >= width
+            assert pitch[1] >= height, "slices overlap"
 
         def work() -> None:
-            for depth in range(extent.depth):
-                for row in range(extent.height):
-                    at = [side.ptr + (depth * side.ysize + row) * side.pitch for side in (to, source)]
-                    self._move(at[0], at[1], extent.width)
+            for slice in range(depth):
+                for run in range(height):
+                    self._move(
+                        to + (slice * to_pitch[1] + run) * to_pitch[0],
+                        source + (slice * source_pitch[1] + run) * source_pitch[0],
+                        width,
+                    )
 
-        return self._put(work)
+        self._put(work)
 
-    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[int]:
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
         assert self.on_device(address, size)
-        return self._put(lambda: ctypes.memset(address, value, size) and None)  # type: ignore[func-returns-value]
+        self._put(lambda: ctypes.memset(address, value, size) and None)  # type: ignore[func-returns-value]
 
     # Streams and graphs
 
-    def cudaGetDeviceCount(self) -> tuple[int, int]:
-        return 0, 1
+    def create_stream(self) -> int:
+        self._last += 1
+        self.streams.add(self._last)
+        return self._last
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        return 0, 0x5EED
+    def destroy_stream(self, stream: int) -> None:
+        assert self.recorded is None, "a stream destroyed while one is recorded"
+        self.streams.remove(stream)
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        return (0,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        if self.recorded is not None:
-            return (900,)
+    def synchronize(self, stream: int) -> None:
+        """0: all streams."""
+        assert stream == 0 or stream in self.streams, "a stream that was destroyed"
+        self.check(900 if self.recorded is not None else 0, "waited while a stream is recorded")
         self._run()
-        return (0,)
 
-    def cudaStreamBeginCapture(self, stream: int, mode: cudaStreamCaptureMode) -> tuple[int]:
-        assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal, "other threads may allocate meanwhile"
+    def begin_capture(self, stream: int) -> None:
         assert self.recorded is None
         self.recorded = []
-        return (0,)
 
-    def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
+    def end_capture(self, stream: int) -> Any:
         work, self.recorded = self.recorded, None
-        return (0, work) if self.recordable else (901, None)
+        return tuple(work or ()) if self.recordable else None
 
-    def cudaGetLastError(self) -> tuple[int]:
-        return (0,)
-
-    def cudaGraphInstantiate(self, graph: Sequence[Callable[[], None]], flags: int) -> tuple[int, Any]:
+    def instantiate(self, graph: Any) -> Any:
         self.graphs += 1
-        return 0, tuple(graph)
+        return graph
 
-    def cudaGraphDestroy(self, graph: Any) -> tuple[int]:
-        return (0,)
+    def destroy_graph(self, graph: Any) -> None: ...
 
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[int]:
-        return (0,)
+    def destroy_executable(self, executable: Any) -> None: ...
 
-    def cudaGraphLaunch(self, graph: Sequence[Callable[[], None]], stream: int) -> tuple[int]:
+    def launch(self, executable: Sequence[Callable[[], None]], stream: int) -> None:
         assert self.recorded is None
         self.traffic.launches += 1
-        self.queue.extend(graph)
-        return (0,)
-
-    def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:
-        return 0, {2: b"out of memory"}.get(code, b"an error of the fake device")
+        self.queue.extend(executable)
 
 
 def view(address: int, shape: Sequence[int], dtype: Any) -> np.ndarray:

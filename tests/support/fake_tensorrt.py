@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from enum import Enum
 from pathlib import Path
@@ -39,7 +40,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, data: Any) -> Engine | None:
         try:
-            return Engine(json.loads(bytes(memoryview(data))))
+            return Engine(json.loads(bytes(memoryview(data))), self.logger)
         except ValueError:
             self.logger.log(ILogger.Severity.ERROR, "the plan is of another version.")
             return None
@@ -74,7 +75,8 @@ def session(path: str) -> Any:
 
 
 class Engine:
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], logger: Any = None) -> None:
+        self.logger = logger
         self.profiles: list[dict[str, list[list[int]]]] = plan["profiles"]
         self.session = session(plan["onnx"])
         assert Path(plan["onnx"]).is_file()
@@ -122,7 +124,7 @@ class ExecutionContext:
         self.memory = (address, size)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        assert stream == 0x5EED
+        assert stream in cuda.streams
         self.profile = profile
         return 0 <= profile < len(self.engine.profiles)
 
@@ -140,11 +142,14 @@ class ExecutionContext:
         return tuple(axes[dim] if isinstance(dim, str) else dim for dim in found.shape)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0, f"{name} is not aligned"
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 0x5EED
+        assert stream in cuda.streams
+        if cuda.recorded is not None:
+            gc.collect()  # Python may do so at any time
         assert set(self.addresses) == set(self.engine.names), "every tensor needs an address"
         assert self.memory[1] >= self.engine.device_memory_size_v2
         self.runs += 1

@@ -12,32 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from filelock import FileLock
 
 import plugin_reference as reference
+from jakiro_runtime.backends.cuda_memory import KvCommit
 from paths import ROOT
+from plugin_calls import TYPES, Dispatch, declare
 
 SOURCES = ROOT / "plugins"
 CACHE = ROOT / ".jakiro" / "plugins"
-TYPES = {"float": 0, "half": 1, "bfloat16": 2}
+DTYPES = {"float": np.dtype(np.float32), "half": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-
-
-class _Dispatch(ctypes.Structure):
-    _fields_ = (
-        [("type", ctypes.c_int)]
-        + [(name, ctypes.c_int64) for name in ("rows", "hidden", "inner")]
-        + [(name, ctypes.c_int32) for name in ("experts", "top_k", "contrast")]
-        + [(n, ctypes.c_void_p) for n in ("x", "router_logits", "gate_up", "down", "primary", "contrast_output", "workspace")]
-    )
-
-
-class _Commit(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in ("tensors", "batch", "heads", "rows", "capacity", "most_accepted")] + [
-        (n, ctypes.c_void_p) for n in ("new_rows", "cache", "row_bytes", "accepted", "counts", "past_length")
-    ]
 
 
 class Fault(AssertionError):
@@ -63,7 +51,7 @@ class Problem:
         random = np.random.default_rng([seed, rows, hidden, inner, experts, top_k])
 
         def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
-            return (random.standard_normal(shape) * scale).astype(reference.DTYPES[type])
+            return (random.standard_normal(shape) * scale).astype(DTYPES[type])
 
         gate_up = draw(experts, 2 * inner, hidden, scale=hidden**-0.5)
         down = draw(experts, hidden, inner, scale=inner**-0.5)
@@ -91,10 +79,7 @@ class Library:
         self.c.jakiro_shim_schedule.argtypes = [ctypes.c_uint64]
         self.c.jakiro_shim_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self.c.jakiro_shim_counters.restype = ctypes.c_size_t
-        self.c.jakiro_expert_dispatch_workspace.restype = ctypes.c_size_t
-        self.c.jakiro_expert_dispatch_workspace.argtypes = [ctypes.c_int] + [ctypes.c_int64] * 3 + [ctypes.c_int32]
-        self.c.jakiro_expert_dispatch.argtypes = [ctypes.POINTER(_Dispatch), ctypes.c_void_p]
-        self.c.jakiro_kv_commit.argtypes = [ctypes.POINTER(_Commit), ctypes.c_void_p]
+        declare(self.c)
 
     def clear(self, detailed: bool = False, seed: int = 0) -> None:
         self.c.jakiro_shim_clear(int(detailed))
@@ -130,7 +115,7 @@ class Library:
         pointers = [self.know(name, array) for name, array in inputs.items()]
         pointers += [self.know(name, array, True) for name, array in zip(("primary", "contrast"), outputs, strict=True)]
         pointers += [self.know("workspace", workspace, True)]
-        call = _Dispatch(type, rows, hidden, inner, experts, problem.top_k, int(problem.contrast), *pointers)
+        call = Dispatch(type, rows, hidden, inner, experts, problem.top_k, int(problem.contrast), *pointers)
         self.check(self.c.jakiro_expert_dispatch(ctypes.byref(call), None))
         return outputs[0], outputs[1]
 
@@ -170,7 +155,7 @@ class Library:
         row_bytes = np.array([t.shape[3] * t.itemsize for t in new_rows], np.int32)
         tables = [sources, targets, row_bytes, accepted, counts, past_length]
         pointers = [self.know(f"table.{i}", t) for i, t in enumerate(tables)]
-        call = _Commit(len(cache), batch, heads, rows, cache[0].shape[2], accepted.shape[1], *pointers)
+        call = KvCommit(len(cache), batch, heads, rows, cache[0].shape[2], accepted.shape[1], *pointers)
         self.check(self.c.jakiro_kv_commit(ctypes.byref(call), None))
 
 

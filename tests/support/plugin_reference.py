@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
-DTYPES = {"float": np.dtype(np.float32), "half": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Half a unit in the last place, relative: what one rounding costs.
 ROUNDING = {"float": 2.0**-24, "half": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -48,16 +46,16 @@ def dispatch(
     """
     experts, inner = gate_up.shape[0], down.shape[2]
     x64, up64, down64 = (t.astype(np.float64) for t in (x, gate_up, down))
-    both = np.einsum("rh,eih->eri", x64, up64)
-    size = np.einsum("rh,eih->eri", np.abs(x64), np.abs(up64))
+    both = x64 @ up64.transpose(0, 2, 1)
+    size = np.abs(x64) @ np.abs(up64).transpose(0, 2, 1)
     gate, up = both[..., :inner], both[..., inner:]
     silu = gate / (1 + np.exp(-gate))
     h = silu * up
     accumulation = 2.0**-20
     h_error = rounding * np.abs(h) + accumulation * (1.1 * size[..., :inner] * np.abs(up) + np.abs(silu) * size[..., inner:])
-    outputs = np.einsum("eri,ehi->erh", h, down64)
-    magnitudes = np.einsum("eri,ehi->erh", np.abs(h), np.abs(down64))
-    errors = np.einsum("eri,ehi->erh", h_error, np.abs(down64)) + accumulation * magnitudes
+    outputs = h @ down64.transpose(0, 2, 1)
+    magnitudes = np.abs(h) @ np.abs(down64).transpose(0, 2, 1)
+    errors = h_error @ np.abs(down64).transpose(0, 2, 1) + accumulation * magnitudes
     results, tolerances = [], []
     for factor in factors(router_logits, experts, top_k, contrast):
         result = np.einsum("re,erh->rh", factor, outputs)

@@ -55,10 +55,18 @@ Pair = tuple[Array, Array]
 
 
 class Memory(Protocol):
-    """Where the tensors of one conversation live. Not for several threads at once."""
+    """Where the tensors of one conversation live. Not for several threads at once.
+
+    longest_cache: the most slots a cache may have in the graphs that use it; None where any number will do
+    """
+
+    longest_cache: int | None
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> Array:
         """For what graphs read and write and the loop seldom looks at: caches, features, logits."""
+
+    def layers(self, shape: Sequence[int], dtype: np.dtype) -> Array:
+        """As `zeros`, [layers, ...]: every layer is contiguous and starts where the backend's graphs can take it."""
 
     def staging(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """For what the loop fills before a call or reads after it: token numbers, positions, masks. Zeros."""
@@ -131,6 +139,15 @@ def select_backend(manifest: Manifest, name: str = "auto") -> str:
 
     mine = built_engines.for_this_gpu(manifest)
     return mine.runtime if mine is not None and built_engines.is_available(mine.runtime) else "onnxruntime"
+
+
+def needed_files(manifest: Manifest, name: str) -> list[str]:
+    """The files of an engine directory that a backend cannot do without, but for engines: it checks those that it loads.
+
+    Engines hold the weights, so that the ONNX files need not be on the device.
+    """
+    graphs = manifest.graphs.values() if _MODULES[name] == "tensorrt" else ()
+    return [file for file in manifest.files if not file.startswith(("tensorrt/", *graphs))]
 
 
 def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:

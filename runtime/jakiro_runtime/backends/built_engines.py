@@ -23,7 +23,10 @@ INSTALL = {
 
 @dataclass(frozen=True)
 class BuiltEngines:
-    """A pair of engines. version: the library's that built them; graphs: files by graph; plugin, stripped: what they need."""
+    """A pair of engines. version: the library's that built them; graphs: files by graph; plugin, stripped: what they need.
+
+    refits: for stripped engines, the models they were parsed from, by graph; their weights are the ONNX files' beside engine.json
+    """
 
     sm: int
     runtime: str
@@ -32,6 +35,16 @@ class BuiltEngines:
     context: int | None
     plugin: bool
     stripped: bool
+    refits: dict[str, str]
+
+    def files(self, manifest: Manifest) -> list[str]:
+        """What is needed to load them."""
+        onnx = tuple(manifest.graphs.values()) if self.stripped else ()
+        return [
+            *self.graphs.values(),
+            *self.refits.values(),
+            *(file for file in manifest.files if onnx and file.startswith(onnx)),
+        ]
 
 
 def read(manifest: Manifest) -> dict[int, BuiltEngines]:
@@ -42,7 +55,7 @@ def read(manifest: Manifest) -> dict[int, BuiltEngines]:
             sm = int(name.removeprefix("sm"))
             found[sm] = BuiltEngines(
                 sm, entry["runtime"], entry["version"], dict(entry["graphs"]), entry.get("limits", {}).get("context"),
-                entry["dispatch"] == "plugin", entry["weights"] == "stripped",
+                entry["dispatch"] == "plugin", entry["weights"] == "stripped", dict(entry.get("refits", {})),
             )  # fmt: skip
             for file in (found[sm].graphs[graph] for graph in ("target", "draft")):
                 manifest.files[file]

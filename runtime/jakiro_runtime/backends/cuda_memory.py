@@ -1,11 +1,13 @@
-"""A GPU's memory and the stream that one conversation works on, through cuda-bindings. Not run on a GPU.
+"""A GPU's memory and the stream that one conversation works on.
 
 Buffers are allocated once. Copies and launches are put on one stream, in order; the host waits only where it reads a result.
+What Python no longer needs is freed when nothing on the stream can use it any more, and never while a stream is recorded.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,30 +16,9 @@ from typing import Any, cast
 import numpy as np
 
 from jakiro_runtime.backends import Buffers, Pair, append_runs
+from jakiro_runtime.backends.cuda_driver import Driver
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
-
-_INSTALL = "install it with: pip install cuda-bindings"
-
-
-def load_runtime() -> Any:
-    """The CUDA runtime's Python bindings.
-
-    Raises:
-        EngineError: they are not installed, or there is no GPU
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise EngineError(f"Running on a GPU needs cuda-bindings, which does not load here ({error}); {_INSTALL}.") from error
-    try:
-        code, count = runtime.cudaGetDeviceCount()
-    except RuntimeError as error:  # what the bindings make of a driver that lacks a function
-        raise EngineError(f"The CUDA driver of this machine does not serve cuda-bindings: {error}.") from error
-    if int(code) or not count:
-        reason = f"CUDA error {int(code)}" if int(code) else "CUDA_VISIBLE_DEVICES may hide it"
-        raise EngineError(f"CUDA shows no GPU on this machine ({reason}); run on one that has, or with --backend onnxruntime.")
-    return runtime
 
 
 def load_plugin(path: Path) -> ctypes.CDLL:
@@ -52,7 +33,10 @@ def load_plugin(path: Path) -> ctypes.CDLL:
     return library
 
 
-class _KvCommit(ctypes.Structure):
+ALIGNMENT = 256  # of a tensor's address
+
+
+class KvCommit(ctypes.Structure):
     """JakiroKvCommit of plugins/include/jakiro_plugins.h."""
 
     _fields_ = (
@@ -87,56 +71,107 @@ class _Move:
         self._host[batch * most : used] = [*map(len, rows), *firsts]
         self._memory.enqueue_upload(self._device[:used], self._host[:used])
         at = self._device.address
-        arguments = _KvCommit(
+        arguments = KvCommit(
             self._widths.shape[0], batch, self.heads, self.rows, self.capacity, most,
             self._sources.address, self._targets.address, self._widths.address,
             at, at + 8 * batch * most, at + 8 * batch * (most + 1),
         )  # fmt: skip
         code = commit(ctypes.byref(arguments), ctypes.c_void_p(self._memory.stream))
-        if code:
-            raise EngineError(f"The GPU refuses to append rows to the cache (CUDA error {code}).")
+        self._memory.driver.check(code, "The plugin library does not append rows to the cache")
+
+
+class _Finalizers(threading.local):
+    """Frees what Python has collected: at once, or after the recording where this thread is recording a stream.
+
+    CUDA forbids freeing while a stream is recorded and drops the recording then; and a garbage collection may come at any time.
+    """
+
+    def __init__(self) -> None:
+        self.recording = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def run(self, free: Callable[[], None]) -> None:
+        if self.recording:
+            self._waiting.append(free)
+        else:
+            free()
+
+    def end_recording(self) -> None:
+        self.recording = False
+        while self._waiting:
+            self._waiting.pop(0)()
+
+
+_FINALIZERS = _Finalizers()
+
+
+def _finalize(owner: object, free: Callable[[int], None], handle: int, stream: Stream | None = None) -> None:
+    """Call free(handle) when `owner` is collected, after what is on the stream where there is one; not as Python ends."""
+
+    def release() -> None:
+        if stream is not None:
+            stream.driver.synchronize(stream.handle)
+        free(handle)
+
+    weakref.finalize(owner, lambda: _FINALIZERS.run(release)).atexit = False
+
+
+class Stream:
+    """A CUDA stream. Memory that waits for it before it is freed holds it, so that it goes last whatever is collected first."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.handle = driver, driver.create_stream()
+        _finalize(self, driver.destroy_stream, self.handle)
 
 
 class Recording:
     """A CUDA graph: work on a stream that is launched as one."""
 
-    def __init__(self, runtime: Any, graph: Any, stream: int) -> None:
-        self._runtime, self._stream = runtime, stream
-        self._executable = _check(runtime, runtime.cudaGraphInstantiate(graph, 0))
-        weakref.finalize(self, runtime.cudaGraphExecDestroy, self._executable).atexit = False
+    def __init__(self, driver: Driver, graph: int, stream: int) -> None:
+        self._driver, self._stream = driver, stream
+        self._executable = driver.instantiate(graph)
+        _finalize(self, driver.destroy_executable, self._executable)
 
     def launch(self) -> None:
-        _check(self._runtime, self._runtime.cudaGraphLaunch(self._executable, self._stream))
+        self._driver.launch(self._executable, self._stream)
 
 
 class CudaMemory:
     """As `jakiro_runtime.backends.Memory` asks: `zeros` are `DeviceArray`s, `staging` is pinned host memory.
 
     plugin: appends rows in one launch; without it, in one strided copy for each run of rows
+    longest_cache: as `Memory` says
 
     stream: the CUDA stream's handle, on which everything happens
     """
 
-    def __init__(self, runtime: Any, plugin: ctypes.CDLL | None = None) -> None:
-        self._runtime = runtime
+    def __init__(self, driver: Driver, plugin: ctypes.CDLL | None = None, longest_cache: int | None = None) -> None:
+        self.driver, self.longest_cache = driver, longest_cache
         self._commit = plugin.jakiro_kv_commit if plugin is not None else None
-        handle = _check(runtime, runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
-        self.stream = int(handle)
-        weakref.finalize(self, runtime.cudaStreamDestroy, handle).atexit = False
+        self._stream = Stream(driver)
+        self.stream = self._stream.handle
         self._moves: dict[Any, _Move] = {}
         self._launched: set[_Move] = set()  # since the host last waited
         self._workspaces: list[DeviceArray] = []
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
         array = self.empty(shape, dtype)
-        _check(self._runtime, self._runtime.cudaMemsetAsync(array.address, 0, max(1, array.nbytes), self.stream))
+        self.driver.fill(array.address, 0, max(1, array.nbytes), self.stream)
         return array
+
+    def layers(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
+        """TensorRT demands addresses that are multiples of 256; so does every layer's first element have one."""
+        count, *inner = shape
+        one = DeviceArray.dense(self, 0, tuple(inner), np.dtype(dtype))
+        step = -(-one.nbytes // ALIGNMENT) * ALIGNMENT
+        whole = self.zeros((count * step,), np.dtype(np.uint8))
+        return DeviceArray(self, whole.address, tuple(shape), one.dtype, (step, *one.strides), whole)
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
         """Device memory whose contents are anything."""
         array = DeviceArray.dense(self, 0, tuple(shape), np.dtype(dtype))
-        array.address = _check(self._runtime, self._runtime.cudaMalloc(max(1, array.nbytes)))
-        weakref.finalize(array, _give_back, self._runtime.cudaFree, self._runtime, self.stream, array.address).atexit = False
+        array.address = self.driver.allocate(max(1, array.nbytes))
+        _finalize(array, self.driver.free, array.address, self._stream)
         return array
 
     def upload(self, values: np.ndarray) -> DeviceArray:
@@ -147,9 +182,9 @@ class CudaMemory:
 
     def staging(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        address = int(_check(self._runtime, self._runtime.cudaHostAlloc(size, self._runtime.cudaHostAllocDefault)))
+        address = self.driver.allocate_host(size)
         buffer = (ctypes.c_uint8 * size).from_address(address)
-        weakref.finalize(buffer, _give_back, self._runtime.cudaFreeHost, self._runtime, self.stream, address).atexit = False
+        _finalize(buffer, self.driver.free_host, address, self._stream)
         array = np.ctypeslib.as_array(buffer)
         array[:] = 0
         return array[: int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -182,50 +217,40 @@ class CudaMemory:
 
     def enqueue_upload(self, to: DeviceArray, values: np.ndarray) -> None:
         """Copy from `staging` to the device. The values must not change before the host has waited."""
-        self._copy_bytes(to.address, values.ctypes.data, values.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+        self.driver.copy(to.address, values.ctypes.data, values.nbytes, self.stream)
 
     def enqueue_download(self, to: np.ndarray, values: DeviceArray) -> None:
         """Copy from the device to `staging`; there once the host has waited."""
-        self._copy_bytes(to.ctypes.data, values.address, to.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
-
-    def _copy_bytes(self, to: int, source: int, size: int, kind: Any) -> None:
-        _check(self._runtime, self._runtime.cudaMemcpyAsync(to, source, size, kind, self.stream))
+        self.driver.copy(to.ctypes.data, values.address, to.nbytes, self.stream)
 
     def copy_box(
         self, to: int, source: int, extent: tuple[int, int, int], to_pitch: tuple[int, int], source_pitch: tuple[int, int]
     ) -> None:
         """Copy depth x height runs of bytes; as `DeviceMemory` asks."""
-        runtime = self._runtime
-        box = runtime.cudaMemcpy3DParms()
-        box.srcPtr = runtime.make_cudaPitchedPtr(source, source_pitch[0], extent[0], source_pitch[1])
-        box.dstPtr = runtime.make_cudaPitchedPtr(to, to_pitch[0], extent[0], to_pitch[1])
-        box.extent = runtime.make_cudaExtent(*extent)
-        box.kind = runtime.cudaMemcpyKind.cudaMemcpyDefault  # unified addresses say which side each is on
-        _check(runtime, runtime.cudaMemcpy3DAsync(box, self.stream))
+        self.driver.copy_box(to, source, extent, to_pitch, source_pitch, self.stream)
 
     def record(self, work: Callable[[], None]) -> Recording | None:
         """What `work` puts on the stream, as a CUDA graph; nothing of it runs yet. None where it cannot be recorded."""
-        runtime = self._runtime
-        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _check(runtime, runtime.cudaStreamBeginCapture(self.stream, mode))
+        self.driver.begin_capture(self.stream)
+        _FINALIZERS.recording = True
         refused = False
         try:
             work()
         except EngineError:
             refused = True
         finally:
-            code, graph = runtime.cudaStreamEndCapture(self.stream)
-        if refused or int(code):
-            runtime.cudaGetLastError()  # of the attempt, which is not to be found by the next call
+            graph = self.driver.end_capture(self.stream)
+            _FINALIZERS.end_recording()
+        if graph is None:
             return None
         try:
-            return Recording(runtime, graph, self.stream)
+            return None if refused else Recording(self.driver, graph, self.stream)
         finally:
-            runtime.cudaGraphDestroy(graph)
+            self.driver.destroy_graph(graph)
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
-        _check(self._runtime, self._runtime.cudaStreamSynchronize(self.stream))
+        self.driver.synchronize(self.stream)
         self._launched.clear()
 
 
@@ -234,20 +259,3 @@ def memory_of(inputs: Buffers, outputs: Buffers) -> CudaMemory:
     arrays = (*inputs.values(), *outputs.values())
     found = [array.memory for array in arrays if isinstance(array, DeviceArray)]
     return cast(CudaMemory, found[0])
-
-
-def _give_back(free: Any, runtime: Any, stream: int, address: int) -> None:
-    """Free memory that work on the stream may still use."""
-    runtime.cudaStreamSynchronize(stream)
-    free(address)
-
-
-def _check(runtime: Any, answer: tuple[Any, ...]) -> Any:
-    """The value of a call. Raises EngineError in CUDA's words where it failed."""
-    code, *values = answer
-    if int(code):
-        _, text = runtime.cudaGetErrorString(code)
-        words = text.decode() if isinstance(text, bytes) else str(text)
-        remedy = "; a shorter context, a smaller batch or a smaller model would fit" if "memory" in words else ""
-        raise EngineError(f"The GPU reports: {words} (CUDA error {int(code)}){remedy}.")
-    return values[0] if values else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jakiro_runtime.backends import Graph
+from jakiro_runtime.backends.host import HostMemory
 from jakiro_runtime.contract import GraphContract, new_rows_of
 
 Arrays = dict[str, np.ndarray]
@@ -14,7 +15,7 @@ class GraphCall:
     """A graph as a function: named arrays in, named arrays out.
 
     Args:
-        graph: opened on the CPU
+        graph: opened by any backend
         contract: what it takes and gives
     """
 
@@ -29,9 +30,18 @@ class GraphCall:
         """
         lengths = self.contract.axis_lengths(inputs)
         given = {name: np.ascontiguousarray(inputs[name], self.graph.inputs[name]) for name in self.contract.input_names}
-        outputs = {spec.name: np.empty(spec.shape(lengths), self.graph.outputs[spec.name]) for spec in self.contract.outputs}
-        self.graph.bind(given, outputs).run()
-        return outputs
+        shapes = {spec.name: spec.shape(lengths) for spec in self.contract.outputs}
+        memory = self.graph.memory()
+        if isinstance(memory, HostMemory):
+            outputs = {name: np.empty(shape, self.graph.outputs[name]) for name, shape in shapes.items()}
+            self.graph.bind(given, outputs).run()
+            return outputs
+        placed = {name: memory.zeros(values.shape, values.dtype) for name, values in given.items()}
+        for name, array in placed.items():
+            array[...] = given[name]
+        found = {name: memory.zeros(shape, self.graph.outputs[name]) for name, shape in shapes.items()}
+        self.graph.bind(placed, found).run()
+        return {name: array.copy() for name, array in found.items()}
 
     def empty_cache(self, batch: int, capacity: int) -> Arrays:
         """Caches of zeros, [batch, kv_heads, capacity, head_dim] each, by input name."""

@@ -8,7 +8,10 @@ conversation share their temporary memory, because they take turns on one stream
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from jakiro_runtime.backends import Array, BackendOptions, Buffers, LoadedGraphs, built_engines
-from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, load_runtime, memory_of
+from jakiro_runtime.backends.cuda_driver import Driver, describe
+from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.integrity import check_integrity
@@ -39,32 +43,61 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
         EngineError: there are none, or no GPU, or no library; or the library refuses them
     """
     mine = built_engines.find_engine(manifest, name)
-    check_integrity(manifest, folder, only=mine.graphs.values())
-    trt = built_engines.import_library(name)
-    runtime = load_runtime()
-    plugin = load_plugin(options.plugin) if options.plugin is not None else None
-    logger = _logger(trt)
-    if mine.plugin:
-        if options.plugin is None:
-            raise EngineError(
-                "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
-            )
-        register(trt, options.plugin)
-    loader = trt.Runtime(logger)
+    check_integrity(manifest, folder, only=mine.files(manifest))
+    if mine.plugin and options.plugin is None:
+        raise EngineError(
+            "These engines were built with the plugin library; name it with --plugin, as it was named to jakiro-build."
+        )
+    engines = EngineLoader(name, options.plugin, register_plugin=mine.plugin)
     graphs = []
     for graph in ("target", "draft"):
+        refit = None
+        if mine.stripped:
+            refit = (folder / mine.refits.get(graph, manifest.graphs[graph]), folder / manifest.graphs[graph])
+        graphs.append(engines.load(folder / mine.graphs[graph], mine.version, refit))
+    return LoadedGraphs(graphs[0], graphs[1], flexible_rows=False, max_context=mine.context)
+
+
+class EngineLoader:
+    """TensorRT, the driver and the plugin library, ready to load engines.
+
+    Args:
+        name: "tensorrt" or "tensorrt-rtx"
+        plugin: libjakiro_plugins.so, which appends rows; register_plugin: the engines have its operator in them too
+    """
+
+    def __init__(self, name: str, plugin: Path | None = None, register_plugin: bool = False) -> None:
+        self.name, self.trt = name, built_engines.import_library(name)
+        self._driver = Driver()
+        self._plugin = load_plugin(plugin) if plugin is not None else None
+        self._logger = _logger(self.trt)
+        if register_plugin and plugin is not None:
+            register(self.trt, plugin)
+        self._runtime = self.trt.Runtime(self._logger)
+
+    def load(self, file: Path, version: str = "another version", refit: tuple[Path, Path] | None = None) -> TensorRTGraph:
+        """An engine.
+
+        Args:
+            version: of the library that built it
+            refit: for an engine without its weights: the model it was parsed from, and the file whose folder has the weights
+
+        Raises:
+            EngineError: TensorRT refuses it
+        """
+        loader = self._runtime
         # mapped, not read: host memory is what a Jetson's GPU uses too
-        with open(folder / mine.graphs[graph], "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+        with open(file, "rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as plan:
             engine = loader.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
-                f"{built_engines.PRODUCTS[name]} {trt.__version__} does not load {mine.graphs[graph]}, which {mine.version} "
-                f"built: {logger.last or 'it gives no reason'}; run jakiro-build again with the version that is to run it."
+                f"{built_engines.PRODUCTS[self.name]} {self.trt.__version__} does not load {file.name}, which {version} "
+                f"built: {self._logger.reason()}; run jakiro-build again with the version that is to run it."
             )
-        if mine.stripped:
-            _refit(trt, logger, engine, folder / manifest.graphs[graph])
-        graphs.append(TensorRTGraph(trt, engine, runtime, plugin, keep=(loader, logger)))
-    return LoadedGraphs(graphs[0], graphs[1], flexible_rows=False, max_context=mine.context)
+        if refit is not None:
+            _refit(self.trt, self._logger, engine, *refit)
+        cache = file.with_suffix(".runtime-cache") if self.name == "tensorrt-rtx" else None
+        return TensorRTGraph(self.trt, engine, self._driver, self._plugin, self._logger, cache, keep=loader)
 
 
 def register(trt: Any, plugin: Path) -> None:
@@ -89,29 +122,45 @@ def _logger(trt: Any) -> Any:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.last = " ".join(message.split()).rstrip(".")
 
+        def reason(self) -> str:
+            """The last error's words, with what to do where CUDA's number is in them."""
+            number = re.search(r"error(?: code)?:? (\d+)", self.last)
+            return f"{self.last}: {describe(int(number.group(1)))}" if number else self.last or "it gives no reason"
+
     return Logger()
 
 
-def _refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
+def _refit(trt: Any, logger: Any, engine: Any, model: Path, weights: Path) -> None:
     """Give an engine that was built without its weights those of the ONNX file."""
     refitter = trt.Refitter(engine, logger)
     parser_refitter = trt.OnnxParserRefitter(refitter, logger)
-    if not parser_refitter.refit_from_file(str(model)) or not refitter.refit_cuda_engine():
+    if not parser_refitter.refit_from_bytes(model.read_bytes(), str(weights.absolute())) or not refitter.refit_cuda_engine():
         raise EngineError(
-            f"TensorRT does not take the weights of {model.name}: {logger.last or 'it gives no reason'}; build the engines "
-            "without --strip-weights."
+            f"TensorRT does not take the weights of {weights.name}: {logger.reason()}; build the engines without --strip-weights."
         )
 
 
 class TensorRTGraph:
     """A loaded engine. Safe to bind from several threads, each with its own memory.
 
-    keep: what must live as long as the engine
+    Args:
+        runtime_cache: where TensorRT-RTX keeps the kernels that it compiles for this GPU
+        keep: what must live as long as the engine
     """
 
-    def __init__(self, trt: Any, engine: Any, runtime: Any, plugin: ctypes.CDLL | None, keep: object = None) -> None:
-        self.trt, self.engine, self._keep = trt, engine, keep
-        self._runtime, self._plugin = runtime, plugin
+    def __init__(
+        self,
+        trt: Any,
+        engine: Any,
+        driver: Driver,
+        plugin: ctypes.CDLL | None,
+        logger: Any,
+        runtime_cache: Path | None = None,
+        keep: object = None,
+    ) -> None:
+        self.trt, self.engine, self.logger, self._keep = trt, engine, logger, keep
+        self._driver, self._plugin = driver, plugin
+        self._configuration = RtxConfiguration(trt, engine, runtime_cache) if runtime_cache is not None else None
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         of_mode = {
             mode: [name for name in names if engine.get_tensor_mode(name) == mode]
@@ -130,10 +179,32 @@ class TensorRTGraph:
         return found
 
     def memory(self) -> CudaMemory:
-        return CudaMemory(self._runtime, self._plugin)
+        return CudaMemory(self._driver, self._plugin, self._longest_cache())
+
+    def _longest_cache(self) -> int:
+        """The most slots that some profile takes; the capacity is a cache's third axis."""
+        profiles = range(self.engine.num_optimization_profiles)
+        name = next(name for name in self.inputs if name.startswith("past_key"))
+        return max(int(self.engine.get_tensor_profile_shape(name, profile)[2][2]) for profile in profiles)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> TensorRTBinding:
         return TensorRTBinding(self, memory_of(inputs, outputs), inputs, outputs)
+
+    def create_context(self) -> Any:
+        """An execution context whose temporary memory is given to it."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._configuration is None:
+            context = self.engine.create_execution_context(strategy)
+        else:
+            context = self.engine.create_execution_context(self._configuration.settings(strategy))
+        if context is None:
+            raise EngineError(f"TensorRT makes no execution context on this GPU: {self.logger.reason()}.")
+        return context
+
+    def compiled(self) -> None:
+        """After a call of new shapes: TensorRT-RTX may have compiled kernels, which are kept for the next start."""
+        if self._configuration is not None:
+            self._configuration.save()
 
     def profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """The first optimization profile that takes these shapes. Raises EngineError where none does."""
@@ -157,18 +228,50 @@ class TensorRTGraph:
         return None
 
 
+class RtxConfiguration:
+    """How TensorRT-RTX runs an engine: kernels are compiled for a shape when it is bound, not behind a fallback that a recording
+    would keep; and what was compiled is read again at the next start."""
+
+    def __init__(self, trt: Any, engine: Any, file: Path) -> None:
+        self._trt, self._engine, self._file = trt, engine, file
+        runtime_config = engine.create_runtime_config()
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the runtime records calls itself, their copies too
+        self._runtime_config, self._runtime_cache = runtime_config, runtime_config.create_runtime_cache()
+        self._saved = file.read_bytes() if file.is_file() else b""
+        if self._saved:
+            self._runtime_cache.deserialize(self._saved)  # that of another version is refused, and written anew
+        runtime_config.set_runtime_cache(self._runtime_cache)
+
+    def settings(self, strategy: Any) -> Any:
+        """For a context that allocates so."""
+        self._runtime_config.set_execution_context_allocation_strategy(strategy)
+        return self._runtime_config
+
+    def save(self) -> None:
+        """Keep what was compiled, where the engine directory can be written."""
+        data = bytes(memoryview(self._runtime_cache.serialize()))
+        if data != self._saved:
+            partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+            with suppress(OSError):
+                partial.write_bytes(data)
+                partial.replace(self._file)
+            self._saved = data
+
+
 class TensorRTBinding:
     """An execution context with its shapes and addresses; recorded as a CUDA graph when it runs for the second time."""
 
     def __init__(self, graph: TensorRTGraph, memory: CudaMemory, inputs: Buffers, outputs: Buffers) -> None:
-        trt, engine = graph.trt, graph.engine
+        engine = graph.engine
         profile = graph.profile({name: array.shape for name, array in inputs.items()})
         self._graph, self._memory, self._alive = graph, memory, [inputs, outputs]
-        self._context = context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise EngineError("TensorRT makes no execution context on this GPU; is its memory full?")
+        self._context = context = graph.create_context()
         size = engine.device_memory_size_v2  # of the largest profile, as TensorRT demands
+        graph.logger.last = ""
         context.set_device_memory(memory.workspace(size), size)
+        if graph.logger.last:  # it returns nothing
+            raise EngineError(f"TensorRT refuses {size} bytes for temporary values: {graph.logger.reason()}.")
         if not context.set_optimization_profile_async(profile, memory.stream):
             raise EngineError(f"TensorRT refuses the optimization profile {profile}.")
         self._uploads: list[tuple[DeviceArray, np.ndarray]] = []
@@ -209,12 +312,14 @@ class TensorRTBinding:
         if self._recording is None and self._warm and not self._refused and self._recordable():
             self._recording = memory.record(self._enqueue)
             self._refused = self._recording is None
-        self._warm = True  # the first run let TensorRT settle what it does once
         if self._recording is not None:
             self._recording.launch()
         else:
             self._enqueue()
         memory.synchronize()
+        if not self._warm:  # the first run let TensorRT settle what it does once
+            self._warm = True
+            self._graph.compiled()
 
     def _recordable(self) -> bool:
         """TensorRT-RTX may still be compiling for these shapes; TensorRT is ready after one run."""
@@ -225,6 +330,6 @@ class TensorRTBinding:
         for device, host in self._uploads:
             self._memory.enqueue_upload(device, host)
         if not self._context.execute_async_v3(self._memory.stream):
-            raise EngineError("TensorRT fails to run an engine; its own messages say why.")
+            raise EngineError(f"TensorRT fails to run an engine: {self._graph.logger.reason()}.")
         for host, device in self._downloads:
             self._memory.enqueue_download(host, device)

@@ -82,6 +82,11 @@ class DraftRunner:
         store.reserve(max(store.lengths.tolist()) + max(map(len, rows)))
         store.append([features], rows)
 
+    def reserve(self, slots: int) -> None:
+        """Make room in the cache; where it grows, every shape is bound again."""
+        if self.cache.reserve(slots):
+            self._bound.clear()
+
     def run(self, tokens: Sequence[Sequence[int]], firsts: Sequence[int], padded: int) -> DraftOutput:
         """Draft after accepted rows that continue the cache, and keep their keys and values.
 
@@ -91,8 +96,7 @@ class DraftRunner:
             padded: rows of the bound shape, at least as many; few shapes are kept
         """
         lengths = self.cache.lengths
-        if self.cache.reserve(max(lengths.tolist()) + padded):
-            self._bound.clear()
+        self.reserve(max(lengths.tolist()) + padded)
         bound = self._bind(padded)
         inputs = bound.inputs
         for number, after in enumerate(tokens):

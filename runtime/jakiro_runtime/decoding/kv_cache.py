@@ -42,13 +42,14 @@ class SequenceBuffer:
 
     def _empty(self, batch: int, slots: int) -> list[Array]:
         shape = (self._layers, batch, self._heads, slots, self._width)
-        return [self._memory.zeros(shape, dtype) for dtype in self._dtypes]
+        return [self._memory.layers(shape, dtype) for dtype in self._dtypes]
 
     def reserve(self, slots: int) -> bool:
         """Make room for `slots` slots. True where the arrays were replaced and must be bound again."""
         if slots <= self.capacity:
             return False
-        self.capacity = bucket(slots)
+        longest = self._memory.longest_cache
+        self.capacity = bucket(slots) if longest is None or slots > longest else min(bucket(slots), longest)
         arrays, filled = self._empty(len(self.lengths), self.capacity), int(self.lengths.max())
         if filled:
             for array, before in zip(arrays, self.arrays, strict=True):

@@ -95,6 +95,11 @@ class TokenSequence:
         self._eos, self._limit, self._room = bundle.eos_token_ids, max_new_tokens, model.max_context - len(self.tokens)
 
     @property
+    def longest(self) -> int:
+        """The most tokens it may come to have, the prompt's included."""
+        return len(self.tokens) + min(self._limit, self._room)
+
+    @property
     def needs_logits(self) -> bool:
         """Whether the best token alone is not enough to draw the next one."""
         return self._sampler.needs_logits

@@ -73,6 +73,11 @@ class TargetRunner:
             self._bound[key] = BoundShape(self._graph, self.cache, inputs, outputs, features, reads_features=False)
         return self._bound[key]
 
+    def reserve(self, slots: int) -> None:
+        """Make room in the cache; where it grows, every shape is bound again."""
+        if self.cache.reserve(slots):
+            self._bound.clear()
+
     def run(
         self,
         tokens: np.ndarray | Sequence[Sequence[int]],
@@ -92,8 +97,7 @@ class TargetRunner:
         """
         rows, lengths = len(tokens[0]), self.cache.lengths
         padded = max(2, rows)
-        if self.cache.reserve(max(lengths.tolist()) + padded):
-            self._bound.clear()
+        self.reserve(max(lengths.tolist()) + padded)
         bound = self._bind(padded, padded if last is None else 2, logits)
         inputs = bound.inputs
         inputs["input_ids"][:, :rows] = tokens

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from jakiro_export.cli.inspect import main
 from jakiro_export.errors import UsageError
-from jakiro_export.estimates import budget, devices, estimate
+from jakiro_export.estimates import budget, devices, estimate, table
 from jakiro_export.estimates.cost_model import SIZES, Sizes, of_graph
 from jakiro_export.tensorrt import graphs
 from paths import ROOT
@@ -113,6 +113,9 @@ def test_inspect_budgets_and_estimates_an_engine_as_json(tiny_engine: Path, tmp_
         (["llama2-7b", "--tau", "3"], "--estimate"),
         (["llama2-7b", "--budget", "abacus"], "abacus"),
         (["/no/such/engine"], "/no/such/engine"),
+        ([], "Name an engine directory"),
+        (["llama2-7b", "--budget"], "--budget needs a device"),
+        (["llama2-7b", "--budget", "--all"], "jakiro-inspect --budget --all"),
         (["llama2-7b", "--estimate", "a40", "--bench", "/no/such/report.json"], "report.json"),
     ],
 )
@@ -124,20 +127,18 @@ def test_wrong_calls(arguments: list[str], word: str) -> None:
 
 
 def test_the_jetson_pages_table_is_what_inspect_says() -> None:
-    page = (ROOT / "docs" / "jetson.md").read_text()
-    boards = [["orin-nano-8gb", "orin-nx-8gb"], ["orin-nx-16gb"], ["agx-orin-32gb"], ["agx-orin-64gb"], ["thor-128gb"]]
-    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    rows = [line for line in lines if line[0] in SIZES]
-    assert len(rows) == 4
-    for name, running, building, *cells in rows:
-        sizes = SIZES[name]
-        for devices_of_cell, cell in zip(boards, cells, strict=True):
-            for device in devices_of_cell:
-                gpu = devices.find(device)
-                found = budget.budget(sizes.target(), sizes.draft(5), gpu, sizes.hidden, sizes.vocab, 4096)
-                assert (running, building) == (f"{found.running / 2**30:.2f} GiB", f"{found.build / 2**30:.2f} GiB")
-                words = [word for word, size in (("runs", found.running), ("builds", found.build)) if size <= gpu.memory]
-                assert cell == (", ".join(words) or "-")
+    result = CliRunner().invoke(main, ["--budget", "--all"])
+    assert result.exit_code == 0, result.output
+    assert result.output.strip() in (ROOT / "docs" / "jetson.md").read_text()
+    assert len(result.output.splitlines()) == 2 + len(SIZES)
+
+
+def test_what_fits_where() -> None:
+    small, large = SIZES["smollm2-135m"], SIZES["llama3-8b"]
+    orin = devices.find("orin-nx-8gb")
+    for sizes, expected in ((small, "runs, builds"), (large, "-")):
+        found = budget.budget(sizes.target(), sizes.draft(5), orin, sizes.hidden, sizes.vocab, 4096)
+        assert table.fits(found, orin) == expected
 
 
 def test_a_budget_says_when_tensorrt_builds_nothing(tiny_engine: Path) -> None:

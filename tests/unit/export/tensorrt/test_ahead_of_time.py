@@ -135,7 +135,7 @@ def request(engine: Path, folder: Path, name: str = "draft") -> BuildRequest:
     steps = building.plan(engine, manifest, "tensorrt-rtx", [86], building.Settings(Limits(chunk=16)))
     step = next(step for step in steps if step.name == name)
     model = folder / "model.onnx"
-    model.write_bytes(graphs.with_bodies(step.graph))
+    model.write_bytes(graphs.parsed_model(step.graph, False, True).SerializeToString())
     return building.request(step, model, folder)
 
 
@@ -184,7 +184,7 @@ def test_an_input_of_the_wrong_type(engine: Path, tmp_path: Path, rtx: list[Path
 def test_a_graph_with_an_operator_that_does_not_exist(engine: Path, tmp_path: Path, rtx: list[Path]) -> None:
     step = building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [86], building.Settings())[1]
     next(node for node in step.graph.model.graph.node if node.op_type == "MatMul").op_type = "MatMuddle"
-    with pytest.raises(ExportError, match="parser refuses.*--opset 20") as raised:
+    with pytest.raises(ExportError, match="parser refuses") as raised:
         building.run(step, tmp_path)
     assert str(raised.value).endswith(".")
     assert "\n" not in str(raised.value)

@@ -15,9 +15,8 @@ import onnxruntime
 import pytest
 
 from jakiro_export.errors import ExportError, UsageError
-from jakiro_export.tensorrt import accuracy, building, graphs, memory, versions
-from jakiro_export.tensorrt.profiles import Limits, profiles
-from jakiro_runtime.decoding.kv_cache import bucket
+from jakiro_export.tensorrt import accuracy, graphs, memory, versions
+from jakiro_export.tensorrt.profiles import Limits, last_capacity, profiles
 from jakiro_runtime.format.manifest import Manifest
 
 
@@ -52,13 +51,6 @@ def test_versions_that_do_not(kind: str, version: tuple[int, ...]) -> None:
         versions.check(kind, version)
 
 
-def test_opset_23_is_not_for_jetpack_6(half_engine: Path, manifest: Manifest) -> None:
-    step = building.plan(half_engine, manifest, "tensorrt", [87], building.Settings())[0]
-    with pytest.raises(ExportError, match="--opset 20"):
-        building.check_opset(step, (10, 3, 0))
-    building.check_opset(step, (10, 13, 3, 9))
-
-
 def run(model: bytes, source: Path, inputs: dict[str, np.ndarray], folder: Path) -> list[Any]:
     """ONNX Runtime on a rewritten graph, its weights beside the original."""
     path = folder / "rewritten.onnx"
@@ -69,20 +61,20 @@ def run(model: bytes, source: Path, inputs: dict[str, np.ndarray], folder: Path)
 
 
 def test_bodies_in_place_compute_the_same(draft: graphs.Graph, manifest: Manifest, tmp_path: Path) -> None:
-    rewritten = graphs.with_bodies(draft)
-    model = onnx.ModelProto.FromString(rewritten)
+    model = graphs.parsed_model(draft, plugin=False, opset_23=True)
+    rewritten = model.SerializeToString()
     assert draft.dispatches > 0
     assert not model.functions
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     assert [entry.domain for entry in model.opset_import] in ([""], ["ai.onnx"])
     inputs = accuracy.feed(draft, profiles("draft", draft, manifest, Limits())[0], manifest.model.vocab_size)
-    expected = list(accuracy.onnxruntime_runner(draft.path)(inputs).values())
+    expected = list(accuracy.onnxruntime_runner(draft.path, manifest.draft_contract)(inputs).values())
     for wanted, found in zip(expected, run(rewritten, draft.path, inputs, tmp_path), strict=True):
         np.testing.assert_array_equal(wanted, found)
 
 
 def test_for_the_plugin_only_its_node_is_left(draft: graphs.Graph) -> None:
-    model = onnx.ModelProto.FromString(graphs.with_plugins(draft))
+    model = graphs.parsed_model(draft, plugin=True, opset_23=True)
     assert not model.functions
     nodes = [node for node in model.graph.node if node.domain == "jakiro"]
     assert len(nodes) == draft.dispatches
@@ -99,11 +91,24 @@ def test_profiles_hold_every_shape_of_a_session(half_engine: Path, draft: graphs
             for reach in profile.axes.values():
                 assert 1 <= reach.min <= reach.opt <= reach.max
             assert profile.axes["batch"].max == 4
-            assert profile.axes["capacity"].max == bucket(manifest.model.max_context + 32)
+            assert profile.axes["capacity"].max == last_capacity(manifest.model.max_context, 32)
     tree, prompt = profiles("target", target, manifest, Limits(chunk=32))
     assert tree.axes["selected"].max == tree.axes["rows"].max == manifest.draft.nodes + 1
     assert prompt.axes["rows"].max == 32
     assert profiles("draft", draft, manifest, Limits())[0].axes["rows"].max == manifest.draft.levels + 1
+
+
+def test_the_last_capacity_is_exact() -> None:
+    """4,096 positions and a call's rows, not 8,192."""
+    assert last_capacity(4096, 61) == last_capacity(4096, 128) == 4224
+    assert last_capacity(300, 13) == 384
+
+
+def test_a_build_is_for_4096_positions_unless_asked(manifest: Manifest) -> None:
+    long = replace(manifest, model=replace(manifest.model, max_context=131072))
+    assert Limits().positions(long) == 4096
+    assert Limits(context=32768).positions(long) == 32768
+    assert Limits().positions(manifest) == manifest.model.max_context
 
 
 def test_an_axis_that_nobody_knows(half_engine: Path, manifest: Manifest) -> None:
@@ -145,14 +150,31 @@ def test_memory_is_the_hosts_and_the_gpus_together_on_a_jetson(draft: graphs.Gra
     with pytest.raises(ExportError, match="GPU memory"):
         memory.check(need, need.host, need.device - 1, False, "x")
     with pytest.raises(ExportError, match="of memory"):
-        memory.check(need, need.host, need.device, True, "x")
+        memory.check(need, need.floor, need.device, True, "x")
+
+
+def test_an_estimate_that_was_never_measured_warns_where_a_measured_one_refuses(draft: graphs.Graph, manifest: Manifest) -> None:
+    """Five times the weights is extended from SmolLM2's; an Orin 64 may well build what that forbids."""
+    shapes = profiles("draft", draft, manifest, Limits())
+    large = memory.estimate(replace(draft, weight_bytes=13 << 30), shapes, 1 << 30, on_device=False)
+    assert not large.measured
+    said = memory.check(large, large.host - 1, None, False, "x")
+    assert said is not None
+    assert "estimated from smaller models" in said
+    with pytest.raises(ExportError, match="--ignore-memory"):
+        memory.check(large, large.floor - 1, None, False, "x")
+    small = memory.estimate(draft, shapes, 1 << 30, on_device=False)
+    assert small.measured
+    with pytest.raises(ExportError, match=r"\(measured\)"):
+        memory.check(small, small.host - 1, None, False, "x")
 
 
 def test_an_engine_is_held_against_onnx_runtime(half_engine: Path, manifest: Manifest) -> None:
     """The comparison that follows a build on a device, here with ONNX Runtime on both sides: equal, and disturbed."""
+    contracts = {"target": manifest.target_contract, "draft": manifest.draft_contract}
     for kind in ("target", "draft"):
         graph = graphs.read(half_engine / f"{kind}.onnx")
-        reference = accuracy.onnxruntime_runner(graph.path)
+        reference = accuracy.onnxruntime_runner(graph.path, contracts[kind])
         for profile in profiles(kind, graph, manifest, Limits(chunk=16)):
             inputs = accuracy.feed(graph, profile, manifest.model.vocab_size)
             checks = accuracy.compare(reference, reference, inputs, "fp16")
@@ -170,7 +192,7 @@ def disturbed(outputs: Any) -> dict[str, np.ndarray]:
 
 def test_values_that_are_no_numbers_do_not_pass(half_engine: Path, manifest: Manifest) -> None:
     graph = graphs.read(half_engine / "target.onnx")
-    reference = accuracy.onnxruntime_runner(graph.path)
+    reference = accuracy.onnxruntime_runner(graph.path, manifest.target_contract)
     inputs = accuracy.feed(graph, profiles("target", graph, manifest, Limits(chunk=16))[0], manifest.model.vocab_size)
 
     def broken(values: accuracy.Feed) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,18 +13,19 @@ import fake_tensorrt
 from fake_building import built_for
 from fake_cuda import FakeCuda
 from jakiro_runtime import Engine
+from jakiro_runtime.backends import cuda as cuda_backend
 from jakiro_runtime.backends import cuda_memory, gpu
+from jakiro_runtime.backends import tensorrt as tensorrt_backend
 from jakiro_runtime.format.manifest import Manifest
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    """The fake GPU, in the place of the real one's driver, runtime and TensorRT."""
+    """The fake GPU, in the place of the real one's driver and TensorRT."""
     fake = FakeCuda()
-    bindings = ModuleType("cuda.bindings")
-    bindings.runtime = fake  # type: ignore[attr-defined]
-    for name, module in (("cuda", ModuleType("cuda")), ("cuda.bindings", bindings), ("tensorrt", fake_tensorrt)):
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    for backend in (cuda_backend, tensorrt_backend):
+        monkeypatch.setattr(backend, "Driver", lambda: fake)
     monkeypatch.setattr(fake_tensorrt, "cuda", fake, raising=False)
     monkeypatch.setattr(fake_tensorrt, "contexts", [])
     monkeypatch.setattr(gpu, "find", lambda *_, **__: gpu.Device("A GPU of this test", 87, 8 << 30, 16 << 30, True))
@@ -63,7 +63,7 @@ def plugin(plugin_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 
         def jakiro_kv_commit(self, arguments: Any, stream: Any) -> int:
             copied = type(arguments._obj).from_buffer_copy(arguments._obj)  # as a launch copies its arguments
-            assert stream.value == 0x5EED
+            assert stream.value in cuda.streams
             cuda.enqueue(lambda: self._launch(copied))
             return 0
 

@@ -47,10 +47,19 @@ class IOBinding:
     def __init__(self) -> None:
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
+        self.copies: dict[str, np.ndarray] = {}
 
     def bind_input(self, name: str, device: str, number: int, dtype: Any, shape: Any, address: int) -> None:
+        """What lies on the host is copied now, as ONNX Runtime does it; what changes afterwards is not seen."""
         self._check(name, device, dtype, shape, address)
+        if device == "cpu":
+            self.copies[name] = view(address, shape, dtype).copy()
+            address = self.copies[name].ctypes.data
         self.inputs[name] = (address, shape, dtype)
+
+    def synchronize_inputs(self) -> None: ...
+
+    def synchronize_outputs(self) -> None: ...
 
     def bind_output(self, name: str, device: str, number: int, dtype: Any, shape: Any, address: int) -> None:
         self._check(name, device, dtype, shape, address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
 import numpy as np
@@ -100,3 +102,19 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_a_gpu_that_is_full() -> None:
     with pytest.raises(EngineError, match="out of memory"):
         CudaMemory(FakeCuda(memory=100)).zeros((101,), np.dtype("u1"))
+
+
+def test_a_stream_outlives_the_memory_that_waits_for_it() -> None:
+    """All of it garbage at once: Python may finalize the stream's owner first, and the fake refuses a destroyed stream."""
+    cuda, refused = FakeCuda(), list[Any]()
+    sys.unraisablehook, before = refused.append, sys.unraisablehook
+    try:
+        owner = CudaMemory(cuda)
+        owner.itself, owner.arrays = owner, [owner.upload(np.arange(5)), owner.staging((3,), np.dtype(np.int64))]  # type: ignore[attr-defined]
+        del owner
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+    assert not refused
+    assert not cuda.streams
+    assert not cuda.blocks

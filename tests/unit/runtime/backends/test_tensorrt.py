@@ -14,9 +14,11 @@ import tiny
 from answers import plain, run
 from fake_building import built_for
 from fake_cuda import FakeCuda, Traffic
+from jakiro_export.tensorrt import accuracy, graphs
+from jakiro_export.tensorrt.profiles import Limits, profiles
 from jakiro_runtime import Engine, EngineError, Sampling, UsageError
 from jakiro_runtime.backends import cuda_memory
-from jakiro_runtime.backends.tensorrt import TensorRTGraph
+from jakiro_runtime.backends.tensorrt import EngineLoader, TensorRTGraph
 from jakiro_runtime.format.integrity import record
 from jakiro_runtime.format.manifest import Manifest
 from oracle import with_oracle
@@ -105,7 +107,7 @@ def rounds(engine: Engine, cuda: FakeCuda, **options: object) -> Traffic:
     session.reset()
     events = session.generate(PROMPTS[2], 24, **options)  # type: ignore[arg-type]
     next(events), next(events)
-    cuda.cudaStreamSynchronize(0)
+    cuda.synchronize(0)
     cuda.traffic, mallocs = Traffic(), cuda.mallocs
     for _ in events:
         pass
@@ -163,7 +165,9 @@ def test_a_context_for_each_shape_and_one_graph_for_each(engine: Engine, cuda: F
         for context in fake_tensorrt.contexts
         if "past_key.0" in context.shapes
     ]
-    assert [capacity for (_, rows), capacity, _ in shapes if rows == tree] == [256, 512], "one for each capacity"
+    assert [capacity for (_, rows), capacity, _ in shapes if rows == tree] == [512], (
+        "room for the answer was made before it began"
+    )
     assert all(runs == 2 for (_, rows), _, runs in shapes if rows == tree), "run once, recorded once, launched from then on"
     profiles = {context.shapes["input_ids"][1]: context.profile for context in fake_tensorrt.contexts}
     assert profiles[tree] == 0
@@ -221,7 +225,7 @@ def test_the_context_that_was_built_is_the_engine_s(directory: Path, monkeypatch
 
 
 def test_too_little_memory_on_the_gpu(engine: Engine, cuda: FakeCuda) -> None:
-    cuda.free = 10_000
+    cuda.free_bytes = 10_000
     with pytest.raises(EngineError, match="out of memory.*shorter context"):
         run(engine.session(chunk=32), PROMPTS[2])
 
@@ -243,10 +247,63 @@ def test_types_that_the_loop_cannot_read(directory: Path) -> None:
     file = directory / "tensorrt" / "sm87" / "target.engine"
     plan = {**json.loads(file.read_text()), "kinds": {"logits": "BF16"}}
     with pytest.raises(EngineError, match="logits is BF16"):
-        TensorRTGraph(fake_tensorrt, fake_tensorrt.Engine(plan), None, None)
+        TensorRTGraph(fake_tensorrt, fake_tensorrt.Engine(plan), None, None, None)
 
 
 def test_features_of_two_types(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.bundle.draft.inputs = {**engine.bundle.draft.inputs, "hidden_states": np.dtype(np.float16)}
     with pytest.raises(EngineError, match="float32 and the draft takes float16.*one --precision"):
         run(engine.session(chunk=32), PROMPTS[2])
+
+
+def test_temporary_memory_that_tensorrt_refuses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """set_device_memory returns nothing; what it says to the logger is all there is."""
+
+    def refuse(context: fake_tensorrt.ExecutionContext, address: int, size: int) -> None:
+        context.engine.logger.log(fake_tensorrt.ILogger.Severity.ERROR, "the memory is too small.")
+
+    monkeypatch.setattr(fake_tensorrt.ExecutionContext, "set_device_memory", refuse)
+    with pytest.raises(EngineError, match="refuses .* bytes for temporary values: the memory is too small"):
+        run(engine.session(chunk=32), PROMPTS[2])
+
+
+def test_a_driver_too_old_for_tensorrt_is_said_so(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(fake_tensorrt.Runtime):
+        def deserialize_cuda_engine(self, data: object) -> None:
+            self.logger.log(fake_tensorrt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+
+    monkeypatch.setattr(fake_tensorrt, "Runtime", Refusing)
+    with pytest.raises(EngineError, match="error: 35: .*the driver is older than the CUDA this library was made with"):
+        Engine.open(directory, "tensorrt")
+
+
+def test_garbage_that_is_collected_while_a_stream_is_recorded(engine: Engine, reference: Engine, cuda: FakeCuda) -> None:
+    """Device memory in a cycle, found by the collection that the fake makes inside a recording."""
+    session = engine.session(chunk=32)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself, self.array = self, engine.bundle.target.memory().upload(np.arange(9))  # type: ignore[attr-defined]
+
+    events = session.generate(PROMPTS[2], 24)
+    next(events)
+    free = cuda.free_bytes
+    Cycle()
+    tokens = [token for event in events for token in event.tokens]
+    assert cuda.graphs > 0, "nothing was recorded"
+    assert cuda.recorded is None
+    assert cuda.free_bytes <= free
+    assert len(tokens) == 23 or tokens
+
+
+def test_an_engine_is_checked_by_the_backend_that_runs_it(directory: Path) -> None:
+    """What jakiro-build does after a build: every output of both graphs, through device memory."""
+    manifest, loader = Manifest.read(directory), EngineLoader("tensorrt")
+    for name, contract in (("target", manifest.target_contract), ("draft", manifest.draft_contract)):
+        graph = graphs.read(directory / f"{name}.onnx")
+        shapes = profiles(name, graph, manifest, Limits(chunk=32))
+        file = directory / "tensorrt" / "sm87" / f"{name}.engine"
+        checks = accuracy.check_engine(loader, file, graph, contract, shapes, manifest.model.vocab_size, "fp32")
+        assert {check["profile"] for check in checks} == {"tree", "prompt"}
+        assert len(checks) == 2 * (len(contract.outputs) - (name == "draft")), "the parents follow from near ties"
+        assert all(check["passed"] for check in checks)
