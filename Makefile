@@ -5,7 +5,7 @@
 # make test-pythons  the fast tests on Python 3.10, 3.12 and 3.13 too
 # make test-gpu  on a machine with an NVIDIA GPU: kernels, memory, engines built there, a report to send; TIER=1 for one tier
 # make test-gpu-kit  the same as one archive for a device without network: python3 run.py there
-# make lint   ruff, mypy and clang-format alone
+# make lint   ruff, mypy, import-linter and clang-format alone
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
 # make fuzz-kernels SECONDS=60 OPERATOR=TreeAttention  random calls of the CPU kernels under AddressSanitizer and UBSan
 # make clean  remove what the targets above made

@@ -28,7 +28,7 @@ ALLOWED = {*sys.stdlib_module_names, "jakiro_runtime", "numpy", "tokenizers", "j
 OPTIONAL = {  # by folder or file below jakiro_runtime, the first that fits
     "cli.py": {"click"},
     "sampling/grammar": {"llguidance"},
-    "backends": {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"},
+    "backends": {"onnxruntime", "tensorrt", "tensorrt_rtx"},
 }
 BACKENDS = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
 

@@ -26,15 +26,16 @@ class Decoder:
         memory = bundle.target.memory()
         self.target = TargetRunner(bundle.target, bundle.manifest, batch, memory)
         self.proposer: Proposer = TreeProposer(bundle, batch, memory, chunk, nodes, ngrams) if speculate else NoProposer()
-        self._chunk, self._flexible = chunk, bundle.flexible_rows
+        self._chunk, self._grows = chunk, bundle.flexible_rows
 
     def prefill(self, sequences: Sequence[TokenSequence]) -> list[Gain]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
         self.proposer.start(sequences)
-        if not self._flexible:  # a cache that grew in mid-answer would have every shape bound and recorded again
+        if not self._grows:  # a cache that grew in mid-answer would have every shape bound and recorded again
             slots = max(sequence.longest for sequence in sequences) + self.proposer.row_counts[-1]
-            for runner in filter(None, (self.target, self.proposer.draft)):
-                runner.reserve(slots)
+            self.target.reserve(slots)
+            if self.proposer.draft:
+                self.proposer.draft.reserve(slots)
         waiting = [
             sequence.tokens[length:] for sequence, length in zip(sequences, self.target.cache.lengths.tolist(), strict=True)
         ]
