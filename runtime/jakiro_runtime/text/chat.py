@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from jakiro_runtime.errors import EngineError, one_line
 from jakiro_runtime.format.files import read_text
-from jakiro_runtime.text import sandbox
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | ..., "content": text, a list of parts, or None; and whatever the template reads}."""
@@ -104,9 +101,11 @@ class ChatTemplate:
             "documents": _plain(documents),
             "add_generation_prompt": True,
         }
+        from jakiro_runtime.text import sandbox
+
         try:
             return sandbox.render(self._templates[name], given)
-        except jinja2.TemplateError as error:
+        except sandbox.TemplateError as error:
             raise EngineError(f"The model's chat template refuses this conversation: {one_line(error)}.") from error
         except sandbox.TemplateBudgetError as error:
             raise EngineError(f"The model's chat template was stopped: {error}.") from error
@@ -116,7 +115,9 @@ class ChatTemplate:
             ) from error
 
 
-def _compiled(source: str) -> jinja2.Template:
+def _compiled(source: str) -> Any:
+    from jakiro_runtime.text import sandbox  # here: importing the runtime shall not import jinja2
+
     try:
         return sandbox.sandbox().from_string(source)
     except Exception as error:  # besides TemplateError: nested too deep, for jinja2 or for Python's compiler

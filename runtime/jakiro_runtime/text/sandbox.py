@@ -18,6 +18,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
+from jinja2 import TemplateError as TemplateError
 
 SECONDS = 5.0
 """The most time of one prompt."""

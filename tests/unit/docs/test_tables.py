@@ -78,7 +78,7 @@ def test_the_engine_directory_page_has_every_field(record: Any) -> None:
 def test_the_readme_has_every_extra() -> None:
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]\n")[1].split("\n[")[0]
     assert {row[0].strip("`") for row in rows("README.md", "## Install")} == set(
-        re.findall(r"^([a-z]+) = \[", extras, re.MULTILINE)
+        re.findall(r"^([a-z0-9]+) = \[", extras, re.MULTILINE)
     )
 
 

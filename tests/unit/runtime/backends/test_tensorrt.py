@@ -203,7 +203,7 @@ def test_a_backend_with_a_step_left_out_fails(
     monkeypatch.setattr(cuda_memory.CudaMemory, left_out, lambda *_: None)
     try:
         assert run(engine.session(chunk=32), PROMPTS[2]).tokens != expected
-    except InvalidArgument:  # garbage for token numbers
+    except (InvalidArgument, EngineError):  # garbage for token numbers
         assert deed == "upload"
 
 
