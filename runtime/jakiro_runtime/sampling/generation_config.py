@@ -60,7 +60,7 @@ class GenerationDefaults:
         if not isinstance(config, dict):
             raise EngineError(f"{path} holds no JSON object; export the engine again.")
         names = {**_ALWAYS, **(_DRAWN if config.get("do_sample") is True else {})}
-        values = {name: default if config.get(name) is None else config[name] for name, default in names.items()}
+        values: dict[str, Any] = {name: default if config.get(name) is None else config[name] for name, default in names.items()}
         try:
             sampling = Sampling(**values)
         except UsageError as error:
