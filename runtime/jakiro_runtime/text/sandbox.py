@@ -92,7 +92,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}` marks what an assistant wrote, for training; a prompt holds its body as it stands."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 has it)
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno

@@ -34,8 +34,7 @@ class TextStream:
         if not self._stops:
             return piece
         shown = self._release(_shown(piece))
-        waiting = _shown(self._detokenizer.waiting())
-        if not self.stopped and waiting and self._stop_begins(waiting) >= 0:
+        if not self.stopped and (waiting := _shown(self._detokenizer.waiting())) and self._stop_begins(waiting) >= 0:
             shown += self._release(waiting)  # ended here, the run of bytes is its text
         return shown
 
