@@ -53,8 +53,8 @@ Examples:
               "only the N most frequent tokens. The output does not change; drafting gets cheaper.")  # fmt: skip
 @click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
               help="Most positions a session may use.")  # fmt: skip
-@click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 for TensorRT 10.3 (JetPack 6), "
-              "which does not parse 23.")  # fmt: skip
+@click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 writes norms and rotary embeddings as "
+              "primitives, 23 as single operators; jakiro-build turns these into primitives for a TensorRT without them.")  # fmt: skip
 @click.option("--verify/--no-verify", default=True, help="Compare ONNX Runtime with torch. Needs memory for the whole "
               "target; without it the export stays under 1 GB for safetensors.")  # fmt: skip
 @click.option("--build/--no-build", default=True, help="Where there are an NVIDIA GPU and TensorRT, and the precision is for "
