@@ -54,7 +54,7 @@ Examples:
 @click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
               help="Most positions a session may use.")  # fmt: skip
 @click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 writes norms and rotary embeddings as "
-              "primitives, 23 as single operators; jakiro-build turns these into primitives for a TensorRT without them.")  # fmt: skip
+              "primitives, 23 as single operators, which jakiro-build lowers for a TensorRT without them.")  # fmt: skip
 @click.option("--verify/--no-verify", default=True, help="Compare ONNX Runtime with torch. Needs memory for the whole "
               "target; without it the export stays under 1 GB for safetensors.")  # fmt: skip
 @click.option("--build/--no-build", default=True, help="Where there are an NVIDIA GPU and TensorRT, and the precision is for "
