@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from jakiro_runtime.format.manifest import EXPORT_AGAIN
 from jakiro_runtime.text.stream import special_tokens
 
 _LARGEST = 1 << 29  # bytes of a tokenizer.json
+_MOST_TOKENS = 1 << 24
 Span = tuple[int, int]
 
 
@@ -95,26 +99,31 @@ class TextEncoder:
     def _found(self, text: str, encoding: Encoding) -> list[tuple[int, Span]]:
         """The special tokens that a text spells: places among the ids, and in the text."""
         found = []
+        continued = cache(self._continued)
         numbered = enumerate(zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True))
         for place, (number, (start, stop), added) in numbered:
             if number not in self._special or added:  # one that the tokenizer added stands for no text
                 continue
             literal = text[start:stop]
             # the unknown token stands for characters that the model does not know
-            if self._special[number] in literal or number not in self._continued(literal):
+            if self._special[number] in literal or number not in continued(literal):
                 found.append((place, (start, stop)))
         return found
 
     def _with_plain(self, text: str, encoding: Encoding, plain: Sequence[Span]) -> list[int]:
         """The ids of an encoding, where special tokens that overlap one of these spans are plain text."""
         ids: list[int] = []
-        done = 0
+        before, done = list(encoding.ids), 0  # each look at an encoding's ids makes a new list
+        as_text = cache(self._plain)
         for place, (start, stop) in self._found(text, encoding):
-            if any(start < last and stop > first for first, last in plain):
-                ids += encoding.ids[done:place]
-                ids += self._plain(text[start:stop], encoding.ids[place])
+            after = bisect_right(plain, start, key=itemgetter(1))  # spans are in order: the first that ends after `start`
+            if after < len(plain) and plain[after][0] < stop:
+                ids += before[done:place]
+                ids += as_text(text[start:stop], before[place])
                 done = place + 1
-        return ids + encoding.ids[done:]
+            if len(ids) > _MOST_TOKENS:  # only a tokenizer that repeats what it reads gets here
+                raise EngineError(f"The engine's tokenizer makes more than {_MOST_TOKENS} tokens of this prompt; {EXPORT_AGAIN}.")
+        return ids + before[done:]
 
     def _plain(self, literal: str, special: int) -> list[int]:
         """Ids of a special token's characters as text in the middle of a prompt."""

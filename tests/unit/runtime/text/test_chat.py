@@ -182,6 +182,14 @@ def test_special_tokens_of_a_user_are_plain_text(name: str, text: str, tmp_path:
         assert (asked == ids) == ("<|end|>" not in text and "<|sep|>" not in text)
 
 
+def test_many_special_tokens_of_a_user_take_no_longer_than_their_text() -> None:
+    encoder = TextEncoder(TOKENIZERS["byte level"].backend_tokenizer)
+    begun = time.thread_time()
+    ids = encoder.encode_rendered(["<|end|>x" * 20000], lambda given: given[0] + "<|end|>")
+    assert time.thread_time() - begun < 20
+    assert ids.count(encoder.tokenizer.token_to_id("<|end|>")) == 1
+
+
 def test_bare_prompts_choose_too() -> None:
     encoder = TextEncoder(TOKENIZERS["byte level"].backend_tokenizer)
     end = encoder.tokenizer.token_to_id("<|end|>")
