@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Trainer:
         folder: where its state is kept
         held: what it is measured on; trainers that share text may share it
         order: token ids, those to propose first; those that are most frequent in the text if it is None
-        dtype: of the large matrix products; the faster one of this machine if it is None
+        dtype: of the large matrix products; `fast_dtype` if it is None
 
     seconds, cpu: what the steps took, by the clock and of the processor
     draft_tokens, draft_projection: the tokens that the head proposes, ascending, and their rows of the projection
@@ -200,16 +199,10 @@ class Trainer:
         return True
 
 
-@cache
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32 (AMX, AVX-512 BF16), else float32."""
-    fastest = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 576, dtype=dtype)
-        times = []
-        for _ in range(6):
-            started = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - started)
-        fastest[dtype] = min(times)
-    return min(fastest, key=fastest.__getitem__)
+    """bfloat16 where this processor has instructions to multiply it (AMX, AVX-512 BF16), else float32.
+
+    Not timed: the same seed shall give the same head on a busy machine too.
+    """
+    found = torch.cpu.get_capabilities()
+    return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32

@@ -37,7 +37,7 @@ def test_training_runs_in_either_type(tmp_path: Path, dtype: torch.dtype) -> Non
 
 
 def test_a_training_goes_on_in_the_type_it_began_with(tmp_path: Path) -> None:
-    """Which one is the faster is measured, and may come out otherwise on another day."""
+    """Another machine may prefer another one, and end at another head."""
     began = small_trainer(tmp_path, dtype=torch.bfloat16)
     began.save()
     continued = small_trainer(tmp_path, dtype=torch.float32)

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 import tiny
 from jakiro_export.cli.export import main
-from jakiro_export.tree_search.shapes import TreeConstraints
 from jakiro_runtime import Engine
 from jakiro_runtime.format.manifest import Manifest
 from row_plans import row_plan
@@ -20,9 +19,7 @@ from row_plans import row_plan
 @pytest.mark.slow
 def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_head: Path) -> None:
     """One whole export, its depth and top_k given to keep it short."""
-    out = tiny.make_engine(
-        tmp_path / "engine", tiny_target, tiny_head, depth=1, top_k=3, nodes=12, verify=False, auto=TreeConstraints(1, 3, None)
-    )
+    out = tiny.make_engine(tmp_path / "engine", tiny_target, tiny_head, depth=1, top_k=3, nodes=None, verify=False, tree="auto")
     manifest = Manifest.read(out)
     plan, draft = manifest.tree, manifest.draft
     assert plan is not None
