@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from jakiro_export.errors import ExportError, UsageError
 
 # Architectures (config.json: "architectures") that are tested, and models of them
@@ -40,9 +42,9 @@ def sizes(config: Any) -> TargetSizes:
 
 
 def architecture(config: Any) -> str:
-    """The model class that a configuration names; its model type where it names none."""
+    """The model class that a configuration names; or, where it names none (GGUF), transformers' own for its model type."""
     names = getattr(config, "architectures", None)
-    return str(names[0] if names else config.model_type)
+    return str(names[0] if names else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
 
 
 def context_limit(config: Any, max_context: int | None) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -51,10 +52,12 @@ def watchdog() -> Iterator[Callable[[int], None]]:
 
 def places(data: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a JSON value, without the thousands of a vocabulary."""
-    items = list(data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else [])
-    found = [(data, key) for key, _ in items[:40]]
-    for _, value in items[:40]:
-        found += places(value)
+    found, waiting = [], [data]
+    while waiting:
+        value = waiting.pop()
+        items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [])[:40]
+        found += [(value, key) for key, _ in items]
+        waiting += [each for _, each in items]
     return found
 
 
@@ -72,7 +75,7 @@ def mutate_json(text: str, choice: random.Random) -> str:
         elif action < 0.4 and isinstance(container[key], int | float):
             container[key] = container[key] + choice.choice([-1, 1, 1000])
         else:
-            container[key] = choice.choice(VALUES)
+            container[key] = copy.deepcopy(choice.choice(VALUES))  # a copy: it may be changed, or put into itself
     return json.dumps(data)
 
 
