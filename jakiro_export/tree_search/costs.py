@@ -34,10 +34,13 @@ _TOLERANCE = 0.15  # of rates: expected and measured ones that differ by less ag
 def warm_up(engine: Engine, seconds: float = 3.0) -> None:
     """Run target passes until they take the same time, within 5 %, or `seconds` are over."""
     reference, deadline = TimedPass(engine, _PASTS[0], _REFERENCE_ROWS), time.monotonic() + seconds
-    before, now = math.inf, 0.0
-    while abs(now - before) > 0.05 * before and time.monotonic() < deadline:
-        before = now or math.inf
-        now = median(reference.milliseconds(_REFERENCE_ROWS) for _ in range(20))
+    before, now = 0.0, _median_ms(reference)
+    while abs(now - before) > 0.05 * now and time.monotonic() < deadline:
+        before, now = now, _median_ms(reference)
+
+
+def _median_ms(reference: TimedPass) -> float:
+    return median(reference.milliseconds(_REFERENCE_ROWS) for _ in range(20))
 
 
 def target_costs(engine: Engine) -> TreePlan:

@@ -25,6 +25,17 @@ def test_how_passes_compare_does_not_depend_on_when_they_were_timed() -> None:
     assert naive[1] / naive[0] > 1.8
 
 
+def test_warming_up_ends_when_passes_take_the_same_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([9.0, 6.0, 5.0, 4.9, 1.0])
+    monkeypatch.setattr(costs, "_median_ms", lambda reference: next(times))
+    costs.warm_up(engine, 60.0)
+    assert next(times) == 1.0
+    steady = iter([1.0, 2.0, 4.0])
+    monkeypatch.setattr(costs, "_median_ms", lambda reference: next(steady))
+    costs.warm_up(engine, 0.0)  # no time for more than one look
+    assert next(steady) == 2.0
+
+
 def test_target_costs_never_fall_with_the_rows(engine: Engine) -> None:
     plan = costs.target_costs(engine)
     assert plan.rows == list(ROWS)
