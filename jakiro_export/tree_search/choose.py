@@ -13,7 +13,6 @@ from jakiro_export.tree_search.costs import (
     host_cost,
     measured_decoding,
     reference_ms,
-    repeat_until,
     target_costs,
     warm_up,
 )
@@ -27,7 +26,6 @@ from jakiro_runtime.profiling import machine
 
 _ANSWERS, _NEW_TOKENS = 16, 56
 _WRITES = 2  # draft graphs written next to the first one while searching
-_ATTEMPTS, _SECONDS = 3, 25.0  # measuring again, where expectation and result disagree
 
 
 def choose_tree(
@@ -40,8 +38,8 @@ def choose_tree(
 ) -> tuple[TreeShape, TreePlan]:
     """Find the fastest tree, and leave its draft graph written.
 
-    Costs are measured and the tree is chosen again while decoding with it does not come to what was expected: then the machine's
-    speed changed between the two, and the choice rests on costs of another moment.
+    Decoding with it is compared with what was expected; where they disagree, the plan says so: then the machine's speed changed
+    between the two, and the choice rests on costs of another moment.
 
     Args:
         write: writes the draft graph of a shape and opens the engine
@@ -61,12 +59,12 @@ def choose_tree(
             "The target answers the calibration prompts with next to nothing; give the tree with --depth and --nodes."
         )
     chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, searchable)
-    attempts = repeat_until(chooser.attempt, _SECONDS, _ATTEMPTS)
+    stable = chooser.attempt()
     measured = {
         "answers": len(texts),
         "tokens": sum(len(text.tokens) - text.first for text in texts),
         "others": other_load.share(),
-        "stable": attempts > 0,
+        "stable": stable,
     }
     return chooser.shape, replace(chooser.plan, measured=measured)
 

@@ -3,14 +3,14 @@
 A machine is rarely equally fast from one second to the next: processor clocks, memory that is backed by small pages at first, and
 neighbours on a shared host change it by up to a factor of two, without any of it showing in the load. What decides between trees
 are ratios of costs. So every cost is measured in turns with a reference, a target pass of two rows, and kept as a multiple of it;
-and `Decoding` is compared with what was expected, to measure again where the machine changed in between.
+and `Decoding` is compared with what was expected, since a machine may change in between.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -148,20 +148,3 @@ def _decode(engine: Engine, texts: Sequence[Text], limit: int | None) -> list[tu
                 pass
         found.append((sessions[0].stats, sessions[1].stats))
     return found
-
-
-def repeat_until(agreed: Callable[[], bool], seconds: float, times: int) -> int:
-    """Call `agreed` until it is true, at most `times` times; a third and later call only where it likely ends within `seconds`.
-
-    Returns:
-        how many calls it took; 0 if none was true
-    """
-    began = time.monotonic()
-    for number in range(1, times + 1):
-        started = time.monotonic()
-        if agreed():
-            return number
-        now = time.monotonic()
-        if number > 1 and now - began + (now - started) > seconds:
-            break
-    return 0

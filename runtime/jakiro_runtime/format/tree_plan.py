@@ -74,8 +74,8 @@ class TreePlan:
             words += f"; reached {result['tau']:.2f}, {result['tokens_per_second']:.1f} and {result['speedup']:.2f}"
         if not self.measured.get("stable", True):
             words += (
-                ". Measured again, it still came to something else than expected: this machine's speed changes too much from one "
-                "minute to the next for a choice to rely on"
+                ". That is more than 15 % off what was expected: this machine's speed depends on what ran before, and the choice "
+                "is less sure for it"
             )
         if others is not None and others > _BUSY:
             words += (

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from jakiro_export.tree_search import costs
-from jakiro_export.tree_search.costs import Decoding, repeat_until, typical_sweep
+from jakiro_export.tree_search.costs import Decoding, typical_sweep
 from jakiro_export.tree_search.shapes import ROWS
 from jakiro_runtime import Engine
 
@@ -51,23 +49,3 @@ def test_rates_that_differ_do_not_agree() -> None:
     assert not expected.agrees(Decoding(1.8, 223.5, 208.4))  # twice the speed, and of the speed-up nothing was left
     assert not expected.agrees(Decoding(1.8, 300.0, 200.0))
     assert not expected.agrees(Decoding(1.8, 120.0, 100.0))
-
-
-@pytest.mark.parametrize(("answers", "calls"), [([True], 1), ([False, True], 2), ([False, False, True], 3), ([False] * 3, 0)])
-def test_what_disagrees_is_measured_again(answers: list[bool], calls: int) -> None:
-    given = iter(answers)
-    assert repeat_until(lambda: next(given), 60.0, 3) == calls
-    assert list(given) == []
-
-
-def test_measuring_again_takes_no_more_time_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    def clock() -> Iterator[float]:
-        seconds = 0.0
-        while True:
-            yield seconds
-            seconds += 20.0
-
-    ticks, called = clock(), []
-    monkeypatch.setattr(costs.time, "monotonic", lambda: next(ticks))
-    assert repeat_until(lambda: bool(called.append(1)), 25.0, 3) == 0
-    assert len(called) == 2
