@@ -164,9 +164,6 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
 def runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Consecutive numbers among ascending ones: (place in `rows`, first number, how many)."""
     place, length = 0, len(rows)
-    if length and rows[-1] - rows[0] == length - 1:  # one run, as a prompt's always and most paths
-        yield 0, rows[0], length
-        return
     while place < length:
         count = 1
         while place + count < length and rows[place + count] == rows[place] + count:
@@ -178,7 +175,9 @@ def runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 def append_runs(pairs: Sequence[Pair], rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> None:
     """`Memory.append` by assigning slices, one for each run of consecutive rows."""
     for number, kept in enumerate(rows):
-        for place, start, count in runs(kept):
+        length = len(kept)
+        one = length and kept[-1] - kept[0] == length - 1  # as a prompt's always and most paths
+        for place, start, count in ((0, kept[0], length),) if one else runs(kept):
             to = firsts[number] + place
             for source, target in pairs:
                 target[:, number, :, to : to + count] = source[:, number, :, start : start + count]

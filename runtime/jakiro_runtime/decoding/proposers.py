@@ -150,7 +150,8 @@ class TreeProposer:
         kept: Sequence[int] = range(drafted)
         if chain.tokens or not self.budget.takes_all(drafted):
             probs = self.budget.acceptance_probs(np.asarray(draft.scores)) if draft else []
-            merge_chain(tokens, parents, probs, *chain)
+            if chain.tokens:
+                merge_chain(tokens, parents, probs, *chain)
             kept = top_nodes(probs, parents, self.budget.count(sorted(probs, reverse=True), capacity))
         if constraint is not None:
             kept = _allowed(tokens, parents, kept, constraint)
