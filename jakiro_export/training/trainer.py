@@ -134,6 +134,12 @@ class Trainer:
     def run(self, every: int, log: Callable[[Measure], None], progress: Callable[[float], None]) -> None:
         """Train to the end, saving every `_SAVE` steps, measuring and saving every `every`."""
         torch.set_flush_denormal(True)  # probabilities are full of denormals, which are slow
+        try:
+            self._run(every, log, progress)
+        finally:
+            torch.set_flush_denormal(False)  # it holds for the whole thread
+
+    def _run(self, every: int, log: Callable[[Measure], None], progress: Callable[[float], None]) -> None:
         self.head.train()
         groups = self.batches.epoch(self.epoch)
         losses: list[float] = []
