@@ -76,14 +76,14 @@ def check(need: MemoryEstimate, free: int | None, device_free: int | None, share
     pairs = [(need.host, need.floor, need.device if shared else 0, free, "memory")]
     if not shared:
         pairs.append((need.device, need.device, 0, device_free, "GPU memory"))
-    for wanted, floor, beside, there, kind in pairs:
-        if there is None or wanted + beside <= there:
+    for wanted, floor, other, there, kind in pairs:
+        if there is None or wanted + other <= there:
             continue
         sentence = (
-            f"Building {what} needs about {(wanted + beside) / 2**30:.1f} GiB of {kind} ({need.source}) and "
+            f"Building {what} needs about {(wanted + other) / 2**30:.1f} GiB of {kind} ({need.source}) and "
             f"{there / 2**30:.1f} GiB are free; close other programs, lower --workspace, --chunk or --max-context"
         )
-        if need.measured or floor + beside > there:
+        if need.measured or floor + other > there:
             raise ExportError(f"{sentence}, or pass --ignore-memory to try anyway.")
         return f"{sentence}, or add swap; it is tried."
     return None

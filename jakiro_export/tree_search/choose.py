@@ -70,9 +70,9 @@ def choose_tree(
 
 
 class _Chooser:
-    """One search, which may be repeated with costs measured anew; traces and timed draft phases are kept.
+    """One search.
 
-    shape, plan: of the last attempt, whose draft graph is the one that is written
+    shape, plan: what was chosen; its draft graph is the one that is written
     """
 
     def __init__(

@@ -25,7 +25,7 @@ INSTALL = {
 class BuiltEngines:
     """A pair of engines. version: the library's that built them; graphs: files by graph; plugin, stripped: what they need.
 
-    refits: for stripped engines, the models they were parsed from, by graph; their weights are the ONNX files' beside engine.json
+    refits: for stripped engines, the models they were parsed from, by graph; their weights are the ONNX files' own
     """
 
     sm: int

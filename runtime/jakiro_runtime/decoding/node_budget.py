@@ -41,7 +41,7 @@ class FixedBudget:
         return True
 
     def takes_all(self, nodes: int) -> bool:
-        """Whether a tree of so many nodes is verified whole."""
+        """Whether a tree of `nodes` nodes is verified whole."""
         return nodes <= self.most
 
     def acceptance_probs(self, scores: np.ndarray) -> list[float]:
@@ -97,7 +97,7 @@ class NodeBudget:
         return True
 
     def takes_all(self, nodes: int) -> bool:
-        """Whether a tree of so many nodes is verified whole; only an empty one is without a look at it."""
+        """Whether a tree of `nodes` nodes is verified whole; only an empty one is without looking at its probabilities."""
         return nodes == 0
 
     def acceptance_probs(self, scores: np.ndarray) -> list[float]:

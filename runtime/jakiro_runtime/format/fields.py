@@ -1,6 +1,6 @@
 """Typed reading of JSON objects: dataclasses from files that somebody else may have written.
 
-Every value is checked against its field's annotation before anything uses it; what is wrong is told by the field's name.
+Every value is checked against its field's annotation before anything uses it; an error names the field.
 """
 
 from __future__ import annotations

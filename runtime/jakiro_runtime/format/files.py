@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -24,15 +25,18 @@ def read_text(path: Path, most: int) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's cache of this project: XDG_CACHE_HOME where it is an absolute path, else ~/.cache.
+    """The user's cache of this project: in XDG_CACHE_HOME where that is absolute, as its specification says, else in ~/.cache.
 
     Raises:
         RuntimeError: the system knows no home folder for this user
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base) / "jakiro"
-    home = Path.home()
-    if not home.is_absolute() or home == Path("/"):
-        raise RuntimeError("there is no home folder to keep a cache in")
-    return home / ".cache" / "jakiro"
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        return Path(named) / "jakiro"
+    home = os.environ.get("HOME", "")
+    if not os.path.isabs(home):  # an empty HOME is not the root folder
+        try:
+            home = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            raise RuntimeError("this user has no home folder; name a cache folder in XDG_CACHE_HOME") from None
+    return Path(home) / ".cache" / "jakiro"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from jakiro_runtime.format.files import cache_folder
 
 _DIGEST_BYTES = 32
 
@@ -30,7 +31,10 @@ class LibraryCache:
     @classmethod
     def of_user(cls) -> LibraryCache:
         """The user's cache, made if it is not there (mode 0700). Raises KernelError where it is not private, OSError."""
-        folder = _user_cache() / "jakiro" / "kernels"
+        try:
+            folder = cache_folder() / "kernels"
+        except RuntimeError as error:
+            raise KernelError(str(error)) from None
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -66,20 +70,6 @@ class LibraryCache:
             file.write(hashlib.sha256(content).digest())
         made.chmod(0o700)
         return made.replace(self.folder / name)
-
-
-def _user_cache() -> Path:
-    """XDG_CACHE_HOME where it is absolute, as its specification says; else .cache in the home folder."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):
-        return Path(named)
-    home = os.environ.get("HOME", "")
-    if not os.path.isabs(home):  # an empty HOME is not the root folder
-        try:
-            home = pwd.getpwuid(os.geteuid()).pw_dir
-        except KeyError:
-            raise KernelError("this user has no home folder; name a cache folder in XDG_CACHE_HOME") from None
-    return Path(home) / ".cache"
 
 
 def _foreign(found: os.stat_result) -> str | None:

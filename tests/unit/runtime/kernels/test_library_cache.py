@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jakiro_runtime import kernels
+from jakiro_runtime.format.files import cache_folder
 from jakiro_runtime.kernels import library_cache
 from jakiro_runtime.kernels.library_cache import KernelError, LibraryCache
 
@@ -158,10 +159,10 @@ def test_a_relative_cache_folder_is_ignored(tmp_path: Path, monkeypatch: pytest.
 def test_an_empty_home_is_not_the_root_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert library_cache._user_cache() == Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache"
+    assert cache_folder() == Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "jakiro"
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     with pytest.raises(KernelError, match="XDG_CACHE_HOME"):
-        library_cache._user_cache()
+        library_cache.LibraryCache.of_user()
 
 
 def test_a_folder_that_nothing_is_loaded_from_costs_one_warning(
