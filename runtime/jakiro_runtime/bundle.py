@@ -12,9 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from jakiro_runtime.backends import BackendOptions, Graph, needed_files, open_graphs, select_backend
-from jakiro_runtime.errors import UsageError
+from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_runtime.format.integrity import check_integrity
-from jakiro_runtime.format.manifest import Manifest
+from jakiro_runtime.format.manifest import EXPORT_AGAIN, NAME, Manifest
 from jakiro_runtime.text.chat import ChatTemplate, Message
 from jakiro_runtime.text.encoder import TextEncoder, read_tokenizer
 
@@ -103,6 +103,10 @@ def open_bundle(
     name = select_backend(manifest, backend)
     check_integrity(manifest, folder, check_files, manifest.files if check_files else needed_files(manifest, name))
     loaded = open_graphs(folder, manifest, name, BackendOptions(threads, Path(plugin).absolute() if plugin else None))
+    for graph, contract in ((loaded.target, manifest.target_contract), (loaded.draft, manifest.draft_contract)):
+        difference = contract.difference(graph.inputs, graph.outputs, graph.dims)
+        if difference is not None:
+            raise EngineError(f"The {contract.name} graph of {folder} is not what {NAME} says: {difference}; {EXPORT_AGAIN}.")
     if loaded.max_context is not None:
         most = min(manifest.model.max_context, loaded.max_context)
         manifest = replace(manifest, model=replace(manifest.model, max_context=most))

@@ -12,7 +12,7 @@ the accepted ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ BATCH, ROWS, CAPACITY, SELECTED = "batch", "rows", "capacity", "selected"
 AXES = (BATCH, ROWS, CAPACITY, SELECTED)
 # Element types: FLOAT is the graph's own (float32, float16, bfloat16); cached values are double in bitwise float32 graphs
 INT64, BOOL, FLOAT, VALUE = "int64", "bool", "float", "value"
+_KINDS = {INT64: "i", BOOL: "b", FLOAT: "fu", VALUE: "fu"}  # as NumPy has them; a bfloat16 is an unsigned integer there
 
 
 class TensorSpec(NamedTuple):
@@ -40,6 +41,12 @@ class TensorSpec(NamedTuple):
     def shape(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape where the axes have these lengths."""
         return tuple(axes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+    def takes(self, lengths: Sequence[int | None]) -> bool:
+        """Whether axes of these lengths may be its; None is one that varies."""
+        return len(lengths) == len(self.dims) and all(
+            isinstance(dim, str) or length in (None, dim) for length, dim in zip(lengths, self.dims, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,29 @@ class GraphContract:
                 wanted = [lengths.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims]
                 raise ValueError(f"{spec.name} of the {self.name} graph has shape {list(shape)}; {wanted} was expected.")
         return lengths
+
+    def difference(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], dims: Mapping[str, Sequence[int | None]]
+    ) -> str | None:
+        """How a graph differs from this, in words; None where it does not.
+
+        Args:
+            inputs, outputs: the element type of each tensor, as NumPy has it
+            dims: the lengths of each one's axes; None where one varies
+        """
+        for specs, types, verb in ((self.inputs, inputs, "takes"), (self.outputs, outputs, "gives")):
+            for name in types:
+                if name not in {spec.name for spec in specs}:
+                    return f"it {verb} {name}, which is not expected"
+            for spec in specs:
+                if spec.name not in types:
+                    return f"it {verb} no {spec.name}"
+                if types[spec.name].kind not in _KINDS[spec.type]:
+                    return f"its {spec.name} is {types[spec.name]}, and {spec.type} is expected"
+                if not spec.takes(dims[spec.name]):
+                    shown = ", ".join("?" if length is None else str(length) for length in dims[spec.name])
+                    return f"its {spec.name} is [{shown}], and [{', '.join(map(str, spec.dims))}] is expected"
+        return None
 
 
 def new_rows_of(cache: str) -> str:

@@ -88,11 +88,19 @@ class Binding(Protocol):
         """Read the bound inputs, write the bound outputs."""
 
 
+Dims = tuple[int | None, ...]
+
+
 class Graph(Protocol):
-    """An opened graph. `inputs` and `outputs` say the element type of each, by name."""
+    """An opened graph.
+
+    inputs, outputs: the element type of each, by name
+    dims: the length of each one's axes, by its name; None where it may vary
+    """
 
     inputs: Mapping[str, np.dtype]
     outputs: Mapping[str, np.dtype]
+    dims: Mapping[str, Dims]
 
     def memory(self) -> Memory:
         """The memory for a new conversation; the graphs of one engine may share it."""

@@ -15,7 +15,7 @@ from jakiro_runtime.backends import BackendOptions, Buffers, LoadedGraphs
 from jakiro_runtime.backends.cuda_driver import Driver
 from jakiro_runtime.backends.cuda_memory import CudaMemory, load_plugin, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
-from jakiro_runtime.backends.onnxruntime import dtypes, load, open_session, session_options
+from jakiro_runtime.backends.onnxruntime import dims, dtypes, load, open_session, session_options
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
 
@@ -57,6 +57,7 @@ class CudaGraph:
     def __init__(self, session: Any, driver: Driver, plugin: ctypes.CDLL | None) -> None:
         self._session, self._driver, self._plugin = session, driver, plugin
         self.inputs, self.outputs = dtypes(session.get_inputs()), dtypes(session.get_outputs())
+        self.dims = dims(session)
 
     def memory(self) -> CudaMemory:
         return CudaMemory(self._driver, self._plugin)

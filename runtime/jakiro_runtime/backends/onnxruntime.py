@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backends import BackendOptions, Buffers, LoadedGraphs
+from jakiro_runtime.backends import BackendOptions, Buffers, Dims, LoadedGraphs
 from jakiro_runtime.backends.host import HostMemory
 from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
@@ -85,6 +85,7 @@ class OnnxRuntimeGraph:
         self._session = session
         self.inputs = dtypes(session.get_inputs())
         self.outputs = dtypes(session.get_outputs())
+        self.dims = dims(session)
 
     def memory(self) -> HostMemory:
         return HostMemory()
@@ -105,10 +106,7 @@ class OnnxRuntimeBinding:
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._io)
-        except RuntimeError as error:  # a graph that an operator refuses, or no memory
-            raise EngineError(f"A graph of the engine failed: {str(error).splitlines()[0]}") from error
+        self._session.run_with_iobinding(self._io)
 
 
 def dtypes(values: Any) -> Mapping[str, np.dtype]:
@@ -120,3 +118,9 @@ def dtypes(values: Any) -> Mapping[str, np.dtype]:
             "export the engine with --precision fp32 or fp16."
         )
     return {value.name: np.dtype(_TYPES[value.type]) for value in values}
+
+
+def dims(session: Any) -> Mapping[str, Dims]:
+    """The lengths of the axes of a session's inputs and outputs, by name; None where one varies."""
+    values = [*session.get_inputs(), *session.get_outputs()]
+    return {value.name: tuple(dim if isinstance(dim, int) else None for dim in value.shape) for value in values}

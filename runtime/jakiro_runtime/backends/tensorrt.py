@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_runtime.backends import Array, BackendOptions, Buffers, LoadedGraphs, built_engines
+from jakiro_runtime.backends import Array, BackendOptions, Buffers, Dims, LoadedGraphs, built_engines
 from jakiro_runtime.backends.cuda_driver import Driver, describe
 from jakiro_runtime.backends.cuda_memory import CudaMemory, Recording, load_plugin, memory_of
 from jakiro_runtime.backends.device_array import DeviceArray
@@ -168,6 +168,9 @@ class TensorRTGraph:
         }
         self.inputs = self._types(of_mode[trt.TensorIOMode.INPUT])
         self.outputs = self._types(of_mode[trt.TensorIOMode.OUTPUT])
+        self.dims: Mapping[str, Dims] = {
+            name: tuple(dim if dim >= 0 else None for dim in engine.get_tensor_shape(name)) for name in names
+        }
 
     def _types(self, names: list[str]) -> Mapping[str, np.dtype]:
         found = {}

@@ -44,7 +44,7 @@ void Int8::quantize(float* row, int64_t first, int64_t index, int64_t pass_rows,
     sums = sums + each;
     store_entries(entries + n, each);
   }
-  uint32_t sum = reduce_add(sums);  // unsigned, since a row of NaN may overflow it
+  uint32_t sum = reduce_add(sums);
   for (; n < in_; n += kQuad) {
     Entry four[kQuad];
     for (int64_t k = 0; k < kQuad; ++k) {
@@ -69,7 +69,7 @@ void Int4::quantize(float* row, int64_t first, int64_t index, int64_t pass_rows,
     store_bytes(entries + n, first_half);
     store_bytes(entries + n + kLanes, second_half);
     scales[0] = largest / 127.0f;
-    scales[1] = scales[0] * static_cast<float>(reduce_add(first_half + second_half));
+    scales[1] = scales[0] * static_cast<float>(static_cast<int32_t>(reduce_add(first_half + second_half)));
   }
   interleave(entries, in_, pass_rows, rows.entries.data() + first * in_ + index * kQuad);
 }

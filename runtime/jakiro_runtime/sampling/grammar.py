@@ -14,8 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jakiro_runtime.errors import EngineError, UsageError, one_line
+from jakiro_runtime.format.manifest import EXPORT_AGAIN
 from jakiro_runtime.sampling.constraint import Constraint
 from jakiro_runtime.sampling.grammar_trial import try_grammar
+
+_MOST_TOKENS = 1 << 24  # as many as a manifest's vocabulary may have
 
 
 class Grammar:
@@ -53,6 +56,11 @@ class Grammar:
         eos = self._eos = sorted(eos_token_ids)
         if not eos:
             raise UsageError("A grammar needs a token that ends the answer, and this engine's model names none.")
+        highest = max(tokenizer.get_vocab().values(), default=0)
+        if highest >= _MOST_TOKENS:  # llguidance makes a table of them all
+            raise EngineError(
+                f"A token of this engine's tokenizer has the id {highest}; at most {_MOST_TOKENS} are expected; {EXPORT_AGAIN}."
+            )
         try:
             self._tokenizer = llguidance.LLTokenizer(
                 tokenizer.to_str(), n_vocab=self._vocab, eos_token=eos if len(eos) > 1 else eos[0]

@@ -6,10 +6,11 @@ import json
 import re
 
 import pytest
+from tokenizers import Tokenizer
 
 from answers import plain, run
 from grammars import FORMS
-from jakiro_runtime import Engine, Sampling, UsageError
+from jakiro_runtime import Engine, EngineError, Sampling, UsageError
 from oracle import with_oracle
 
 
@@ -69,6 +70,14 @@ def test_a_hostile_grammar_gets_a_sentence(engine: Engine, form: dict, monkeypat
     monkeypatch.setattr("jakiro_runtime.sampling.grammar_trial._SECONDS", 2)
     with pytest.raises(UsageError, match="grammar|JSON schema"):
         engine.grammar(**form)
+
+
+def test_a_tokenizer_with_an_absurd_id_gets_a_sentence(engine: Engine) -> None:
+    data = json.loads(engine.bundle.tokenizer.to_str())
+    data["model"]["vocab"]["("] = 1 << 31  # llguidance would make a table of as many
+    bundle = engine.bundle.replace(tokenizer=Tokenizer.from_str(json.dumps(data)))
+    with pytest.raises(EngineError, match="has the id 2147483648"):
+        Engine(bundle).grammar(regex="a+")
 
 
 @pytest.mark.parametrize(
