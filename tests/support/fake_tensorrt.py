@@ -82,6 +82,8 @@ class Engine:
         assert Path(plan["onnx"]).is_file()
         self.kinds = {v.name: _NAMES[v.type] for v in (*self.session.get_inputs(), *self.session.get_outputs())}
         self.kinds.update(plan.get("kinds", {}))
+        values = (*self.session.get_inputs(), *self.session.get_outputs())
+        self.shapes = {v.name: tuple(dim if isinstance(dim, int) else -1 for dim in v.shape) for v in values}
         self.reads = [v.name for v in self.session.get_inputs()]
         self.names = list(self.kinds)
         self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(self.profiles)
@@ -94,6 +96,9 @@ class Engine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType[self.kinds[name]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.profiles[profile][name]]
