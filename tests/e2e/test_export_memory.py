@@ -14,8 +14,8 @@ import tiny
 from jakiro_export.heads.jakiro import JakiroHead
 
 SIZES = {
-    "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 20, "num_attention_heads": 12,
-    "num_key_value_heads": 4, "vocab_size": 32000,
+    "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 5, "num_attention_heads": 24,
+    "num_key_value_heads": 8, "vocab_size": 16000,
 }  # fmt: skip
 
 

@@ -25,7 +25,11 @@ from jakiro_export.tensorrt.worker import BuildRequest
 from jakiro_runtime.format.integrity import check_integrity
 from jakiro_runtime.format.manifest import Manifest
 
-every_gpu = pytest.mark.parametrize("sm", building.AHEAD_OF_TIME)
+OLDEST, NEWEST = building.AHEAD_OF_TIME[0], building.AHEAD_OF_TIME[-1]
+every_gpu = pytest.mark.parametrize(
+    "sm",
+    [sm if sm in (OLDEST, NEWEST) else pytest.param(sm, marks=pytest.mark.exhaustive) for sm in building.AHEAD_OF_TIME],
+)
 
 
 def build(engine: Path, *arguments: str) -> None:
@@ -101,17 +105,24 @@ def test_the_form_for_jetpack_6_builds_too(tmp_path: Path, tiny_jetpack_6: Path,
     check_record(engine, 89)
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 in fp16 with a random head of its sizes: the builder does not care what the weights are."""
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[3, pytest.param(30, marks=pytest.mark.exhaustive)])
+def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target of SmolLM2's sizes and so many layers in fp16, and a head: the builder does not care what the weights are."""
     from jakiro_export.cli.export import main as export
 
-    head = tiny.make_head(
-        tmp_path_factory.mktemp("head"), hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
-        vocab_size=49152, max_position_embeddings=8192,
-    )  # fmt: skip
-    out = tmp_path_factory.mktemp("smollm2") / "engine"
-    arguments = ["--draft", str(head), "--target", "smollm2-135m", "--precision", "fp16", "--no-verify", "--out", str(out)]
+    folder = tmp_path_factory.mktemp("smollm2")
+    target, head = (
+        tiny.make_target(folder / "target", layers=request.param, **SMOLLM2),
+        tiny.make_head(folder / "head", **SMOLLM2),
+    )
+    out = folder / "engine"
+    arguments = ["--draft", str(head), "--target", str(target), "--precision", "fp16", "--no-verify", "--out", str(out)]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 0, result.output
     return out

@@ -86,7 +86,7 @@ def test_its_heads_are_those_of_the_recipe(compared: Path, tiny_target: Path, ta
 
 @pytest.mark.slow
 def test_what_is_finished_stays_and_what_is_interrupted_goes_on(tiny_target: Path, talks: Path, tmp_path: Path) -> None:
-    long = ("--steps", "240", "--variants", "noise=0.2")
+    long = ("--steps", "120", "--variants", "noise=0.2")
     process = start("compare", tiny_target, talks, tmp_path, "--depths", "3", "--chain", "2", *long)
     state, deadline = tmp_path / "noise=0.2" / "state.pt", time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline and process.poll() is None:
