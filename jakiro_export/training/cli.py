@@ -50,14 +50,15 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--chain", type=click.IntRange(1, 8), default=Settings.chain, help="Steps through the head's own predictions.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=Settings.draft_vocab, help="Tokens the head learns to propose.")
 @click.option("--batch-tokens", type=click.IntRange(64), default=Settings.batch_tokens, help="Tokens of a training step.")
-@click.option("--learning-rate", type=float, default=Settings.learning_rate)
+@click.option("--learning-rate", type=float, default=Settings.learning_rate,
+              help="The highest one: it rises for the first steps and falls to zero at the end.")  # fmt: skip
 @click.option("--noise", type=float, default=Settings.noise, help="Uniform noise on the features, in standard deviations.")
 @click.option("--feature-loss", type=float, default=Settings.feature_loss, help="Weight of the distance between features.")
 @click.option("--mixture/--no-mixture", default=True, help="Two experts and a gate, or one MLP of as many parameters and no "
               "parallel step, to compare with.")  # fmt: skip
 @click.option("--contrast-loss", type=float, default=Settings.contrast_loss, help="Weight of the parallel step's loss.")
 @click.option("--every", type=click.IntRange(1), default=250, help="Steps between measurements on held-out text.")
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=int, default=0, help="Of the head's first weights, of the noise, and of the order of the text.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT.work",
               help="Where text, features and state are kept.")  # fmt: skip
 def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:

@@ -50,7 +50,7 @@ from jakiro_export.training.variants import AXES, Plan, plans
 @click.option("--draft-vocab", type=click.IntRange(16), default=Settings.draft_vocab, help="The baseline's.")
 @click.option("--batch-tokens", type=click.IntRange(64), default=Settings.batch_tokens, help="The baseline's.")
 @click.option("--depths", type=click.IntRange(1, 8), default=Settings.depths, help="Depths to measure.")
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=int, default=0, help="As for jakiro-train; the same for every head.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT/work",
               help="Where features are kept, jakiro-train's --work for one.")  # fmt: skip
 def main(target: str, data: tuple[Path, ...], out: Path, work: Path | None, **options: Any) -> None:

@@ -39,6 +39,12 @@ def test_what_a_document_says_to_type_exists(document: str) -> None:
     assert wrong((ROOT / document).read_text()) == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is_for(name: str) -> None:
+    options = [each for each in COMMANDS[name].params if isinstance(each, click.Option)]
+    assert [each.name for each in options if not each.help] == []
+
+
 def test_what_does_not_exist_is_found() -> None:
     assert wrong("    jakiro-run --engine x --backend y --fast\n    make everything\n") == [
         "jakiro-run --fast",
