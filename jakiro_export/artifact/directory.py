@@ -32,6 +32,8 @@ def destination(out: Path) -> Path:
     """
     try:
         place = out.resolve()
+        if place.is_symlink():  # since Python 3.13 a loop of links is left as it is
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         there = place.exists()
         if there and not place.is_dir():
             raise UsageError(f"--out {out} is a file; a folder to write is expected.")

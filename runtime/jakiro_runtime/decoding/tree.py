@@ -7,6 +7,7 @@ children's. Trees have a few dozen nodes at most, for which plain lists are quic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def is_tree(parents: np.ndarray) -> bool:
     return bool((parents >= 0).all() and (parents < np.arange(1, len(parents) + 1)).all())
 
 
-def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]:
+def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """Who sees whom, and how deep: a row sees itself and its ancestors.
 
     Args:
@@ -71,6 +72,11 @@ def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]
         mask: [rows, rows] bool, read only
         depths: [rows]: 0 for the root and for padding
     """
+    return _tree_mask(tuple(parents), rows)
+
+
+@lru_cache(256)  # small trees and chains come again and again
+def _tree_mask(parents: tuple[int, ...], rows: int) -> tuple[np.ndarray, tuple[int, ...]]:
     visible, depths = [bytearray(rows)], [0] * rows
     visible[0][0] = 1
     for row in range(1, rows):
@@ -80,7 +86,7 @@ def tree_mask(parents: Sequence[int], rows: int) -> tuple[np.ndarray, list[int]]
         else:
             visible.append(bytearray(rows))
         visible[row][row] = 1
-    return np.frombuffer(b"".join(visible), bool).reshape(rows, rows), depths
+    return np.frombuffer(b"".join(visible), bool).reshape(rows, rows), tuple(depths)
 
 
 def merge_chain(

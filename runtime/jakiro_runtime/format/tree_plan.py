@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,6 @@ def _line(x: float, xs: list[int], ys: list[float]) -> float:
     """Linear interpolation, continued beyond the ends; xs ascending."""
     if len(xs) == 1:
         return ys[0]
-    right = min(max(1, sum(each < x for each in xs)), len(xs) - 1)
+    right = min(max(1, bisect_left(xs, x)), len(xs) - 1)
     share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
     return ys[right - 1] + share * (ys[right] - ys[right - 1])

@@ -37,7 +37,7 @@ def test_a_row_sees_itself_and_its_ancestors(tree: tuple[np.ndarray, np.ndarray]
         assert set(np.flatnonzero(mask[row]).tolist()) == ancestors(parents, row)
         assert depths[row] == len(ancestors(parents, row)) - 1
     assert (mask[rows:] == np.eye(rows + padding, dtype=bool)[rows:]).all()
-    assert depths[rows:] == [0] * padding
+    assert depths[rows:] == (0,) * padding
 
 
 @given(trees(), st.randoms(use_true_random=False))
