@@ -16,7 +16,7 @@ from jakiro_export.checkpoints.aliases import ALIASES
 from jakiro_export.heads.registry import families
 from jakiro_export.ops import registry
 from jakiro_export.ops.operator import Operand, Operator
-from jakiro_export.targets.families import KNOWN_TO_WORK, REFUSED_ROTARY
+from jakiro_export.targets.families import KNOWN_TO_WORK, REFUSED_MODELS, REFUSED_ROTARY
 from jakiro_runtime import contract
 
 DOCS = Path(__file__).resolve().parent
@@ -127,6 +127,8 @@ def tables() -> dict[str, Callable[[], str]]:
     made["standard-operators"] = lambda: _operators(own=False)
     made["signatures"] = _signatures
     made["targets"] = lambda: table(("architecture", "models"), KNOWN_TO_WORK.items())
+    refused = sorted((kind, reason) for kind, reason in REFUSED_MODELS.items())
+    made["refused"] = lambda: table(("`model_type`", "why it is refused"), refused)
     made["rotary"] = lambda: table(("`rope_type`", "why it is refused"), REFUSED_ROTARY.items())
     made["aliases"] = _aliases
     made["head-families"] = _families

@@ -22,6 +22,7 @@ from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.registry import load_head
 from jakiro_export.plan import ExportOptions, ExportPlan, make_plan
 from jakiro_export.report import Report
+from jakiro_export.targets import families
 from jakiro_export.tree_search.choose import choose_tree
 from jakiro_export.tree_search.shapes import TreeConstraints
 from jakiro_export.tree_search.traces import DraftCall, torch_draft
@@ -50,6 +51,7 @@ def export(options: ExportOptions, report: Report) -> Manifest:
     place = destination(options.out)
     with report.step("Reading checkpoints"):
         target = load_target(locate(options.target, "target"), options.target)
+        families.check(target.config)
         check_tokenizer(target.tokenizer(), target.path)
         head = load_head(locate(options.draft, "head"), options.draft)
     plan = make_plan(options, target, head)

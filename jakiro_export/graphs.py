@@ -23,7 +23,7 @@ from jakiro_runtime import contract
 def target_graph(plan: TargetPlan, metadata: Mapping[str, str]) -> ir.Model:
     """The target's graph with its weights as recipes."""
     dtype, checkpoint = plan.precision.activations, plan.checkpoint
-    graph = TargetGraph(build_meta(checkpoint.config, torch_dtype(dtype)), plan.attention)
+    graph = TargetGraph(build_meta(checkpoint.config, torch_dtype(dtype)), plan.attention, plan.context)
     traced = trace_target(graph, plan.opset)
     weights = target_weights(checkpoint, graph, traced.graph.initializers, dtype)
     pipeline.prepare(traced, weights, contract.TARGET, metadata, RECIPES.get(plan.precision.name), graph.projection)

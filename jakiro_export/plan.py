@@ -93,6 +93,7 @@ def _precision(name: str) -> Precision:
 class TargetPlan:
     """How the target's graph is written.
 
+    context: positions that it serves; None for all that the model serves
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
     """
 
@@ -100,6 +101,7 @@ class TargetPlan:
     precision: Precision
     attention: AttentionImpl
     opset: int
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,13 +217,16 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
     _check_pair(target, head)
     precision, draft_precision = options.precisions
     equality = options.equality or ("numerical" if precision.gpu else "bitwise")
+    context = families.context_limit(config, options.max_context)
     tree = head.tree(options.shape)
     _check_tree(tree.shape, min(options.draft_vocab or config.vocab_size, config.vocab_size))
     return ExportPlan(
-        target=TargetPlan(target, precision, precision.attention(equality == "bitwise"), options.opset),
+        target=TargetPlan(
+            target, precision, target_attention(config, precision, equality == "bitwise", context), options.opset, context
+        ),
         draft=DraftPlan(head, target, tree, head.token_map(options.draft_vocab), draft_precision, options.opset),
         out=options.out,
-        max_context=families.context_limit(config, options.max_context),
+        max_context=context,
         equality=equality,
         search=(options.depth, options.top_k, options.nodes) if options.tree == "auto" else None,
         verify=options.verify,
@@ -231,6 +236,14 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
             "source_head": f"{head.checkpoint.name} ({head.checkpoint.path.name})",
         },
     )
+
+
+def target_attention(config: Any, precision: Precision, bitwise: bool, context: int) -> AttentionImpl:
+    """How a target's attention is written; where it is more than a softmax over all positions, not fused."""
+    attention = precision.attention(bitwise)
+    if attention == "fused" and not families.has_plain_attention(config, context):
+        return "bitwise" if bitwise else "numerical"
+    return attention
 
 
 def _check_pair(target: Target, head: DraftHead) -> None:

@@ -96,7 +96,7 @@ class Array:
         return self.value.dtype
 
     def panels(self) -> Iterator[np.ndarray]:
-        yield self.value
+        yield np.atleast_1d(self.value)  # a scalar has no rows
 
 
 @dataclass(frozen=True)

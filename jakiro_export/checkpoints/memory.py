@@ -13,6 +13,14 @@ import torch
 from jakiro_export.errors import ExportError
 
 
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's values, bfloat16 included."""
+    values = tensor.detach().contiguous()
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return values.numpy()
+
+
 class MemoryStore:
     """A `TensorStore` of torch tensors, read in place."""
 
@@ -26,10 +34,7 @@ class MemoryStore:
         return self.rows(name, 0, 0).dtype
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        rows = self._tensors[name][start:stop].detach().contiguous()
-        if rows.dtype == torch.bfloat16:
-            return rows.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return rows.numpy()
+        return as_numpy(self._tensors[name][start:stop])
 
 
 def read_pickled(file: Path) -> MemoryStore:

@@ -50,13 +50,22 @@ class KVSegment(NamedTuple):
     mask: Tensor  # additive, broadcasts to [batch, kv_heads, groups * rows, slots], queries in (group, row) order
 
 
-def attention(query: Tensor, segments: Sequence[KVSegment], scaling: float, bitwise: bool) -> Tensor:
+def attention(
+    query: Tensor,
+    segments: Sequence[KVSegment],
+    scaling: float,
+    bitwise: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Attention over keys that lie in several places, under one softmax.
 
     Args:
         query: [batch, heads, rows, head_dim]
         segments: where the keys are
         scaling: multiplies the scores
+        softcap: scores are bent to stay between -softcap and softcap (Gemma 2)
+        sinks: [heads], a score of each head that takes its share of the softmax and brings nothing (GPT-OSS)
 
     Returns:
         [batch, heads, rows, head_dim]
@@ -65,7 +74,14 @@ def attention(query: Tensor, segments: Sequence[KVSegment], scaling: float, bitw
     kv_heads = segments[0].key.shape[1]
     # grouped queries lie next to each other, so that keys are never repeated: [batch, kv_heads, groups * rows, head_dim]
     query = (query * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, head_dim)
-    scores = torch.cat([query @ segment.key.transpose(2, 3) + segment.mask for segment in segments], dim=-1)
+    found = [query @ segment.key.transpose(2, 3) for segment in segments]
+    if softcap is not None:
+        found = [softcap * torch.tanh(each / softcap) for each in found]
+    masked = [each + segment.mask for each, segment in zip(found, segments, strict=True)]
+    if sinks is not None:
+        by_group = sinks.reshape(1, kv_heads, heads // kv_heads, 1, 1).to(query.dtype).expand(batch, -1, -1, rows, 1)
+        masked.append(by_group.reshape(batch, kv_heads, heads // kv_heads * rows, 1))
+    scores = torch.cat(masked, dim=-1)
     if bitwise:
         numerator = (torch.exp(scores - scores.amax(-1, keepdim=True)) + 1.0) - 1.0
         total = numerator.double().sum(-1, keepdim=True).to(scores.dtype)

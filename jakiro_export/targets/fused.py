@@ -32,7 +32,7 @@ def fused_operators(model: nn.Module, opset: int) -> Iterator[None]:
         rotate = getattr(source, "apply_rotary_pos_emb", None)
         if rotate is not None and _is_plain_rotary(rotate):
             undo.append((source, "apply_rotary_pos_emb", rotate))
-            source.apply_rotary_pos_emb = _rotary_operator  # type: ignore[attr-defined]
+            source.apply_rotary_pos_emb = _RotaryOperator(rotate)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -52,10 +52,26 @@ class _RmsNormOperator:
         return fused_rms_norm(x, self.module.weight, self.epsilon)
 
 
-def _rotary_operator(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    half = cos.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    return fused_rotary(q, cos, sin), fused_rotary(k, cos, sin)
+class _RotaryOperator:
+    """In the place of a model's own function, which still does what a call with more arguments asks for."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if more or named:
+            found: tuple[Tensor, Tensor] = self.original(q, k, cos, sin, *more, **named)
+            return found
+        return _rotated(q, cos, sin), _rotated(k, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first channels of a head are rotated, as many as there are angles for; the others pass."""
+    turned = cos.shape[-1]
+    cos, sin = cos[..., : turned // 2], sin[..., : turned // 2]
+    if turned == x.shape[-1]:
+        return fused_rotary(x, cos, sin)
+    return torch.cat([fused_rotary(x[..., :turned], cos, sin), x[..., turned:]], -1)
 
 
 @torch.no_grad()
@@ -75,12 +91,25 @@ def _is_plain_rms_norm(kind: type) -> bool:
 
 @torch.no_grad()
 def _is_plain_rotary(rotate: Any) -> bool:
+    """Whether a function rotates halves; where it takes fewer angles than a head has channels, it must let the others pass."""
     q, angle = torch.linspace(-2, 2, 48).reshape(1, 2, 3, 8), torch.linspace(0, 3, 12).reshape(1, 3, 4)
-    cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
-    left, right = q[..., :4], q[..., 4:]
-    c, s = angle.cos()[:, None], angle.sin()[:, None]
-    plain = torch.cat([left * c - right * s, right * c + left * s], -1)
+
+    def plain(x: Tensor, angle: Tensor) -> Tensor:
+        half = angle.shape[-1]
+        left, right, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        c, s = angle.cos()[:, None], angle.sin()[:, None]
+        return torch.cat([left * c - right * s, right * c + left * s, rest], -1)
+
+    def agrees(angle: Tensor) -> bool:
+        cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+        turned = rotate(q, q, cos, sin)[0]
+        return turned.shape == q.shape and torch.allclose(turned, plain(q, angle), atol=1e-5)
+
     try:
-        return torch.allclose(rotate(q, q, cos, sin)[0], plain, atol=1e-5)
+        whole = agrees(angle)
     except (TypeError, RuntimeError, IndexError):
         return False
+    try:
+        return whole and agrees(angle[..., :2])
+    except (TypeError, RuntimeError, IndexError):
+        return whole  # it takes whole heads only

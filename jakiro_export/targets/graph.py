@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jakiro_export.ops.attention import additive_mask, past_mask, tile_groups
+from jakiro_export.errors import ExportError
 from jakiro_export.precisions import AttentionImpl
+from jakiro_export.targets import families
 from jakiro_export.targets.hooks import ReadOnlyCache, attention_over
 
 
@@ -34,6 +35,9 @@ class _SelectRows(nn.Module):
 class TargetGraph(nn.Module):
     """The target under the graph contract: ids, positions, tree mask and cache in; logits, features and new rows out.
 
+    Args:
+        context: positions that the engine serves; None for all that the model serves
+
     stored_names: for each parameter, by its name in the graph, the model's own name of it, which checkpoints use. A tied
         parameter has several names in the graph and one in the checkpoint
     projection: the names in the graph of the projection to logits
@@ -42,12 +46,12 @@ class TargetGraph(nn.Module):
     config: Any
     groups: int
 
-    def __init__(self, model: nn.Module, impl: AttentionImpl) -> None:
+    def __init__(self, model: nn.Module, impl: AttentionImpl, context: int | None = None) -> None:
         super().__init__()
         self.config = model.config
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        self.impl = impl
+        self.impl, self.context = impl, context
         own_names = {id(tensor): name for name, tensor in model.named_parameters()}
         projection = model.get_output_embeddings().weight  # type: ignore[operator]
         self.select = _SelectRows(model.get_output_embeddings())  # type: ignore[operator]
@@ -70,19 +74,22 @@ class TargetGraph(nn.Module):
         """Shapes as in the contract: ids and positions [batch, rows], tree_mask [batch, rows, rows], caches
         [batch, kv_heads, capacity, head_dim] a layer. Returns logits, next_tokens, hidden_states, new keys, new values.
         """
-        dtype = past_keys[0].dtype
-        filled = past_mask(past_keys[0], past_length, dtype)
-        new_mask = tile_groups(additive_mask(tree_mask, dtype), self.groups)
-        cache = ReadOnlyCache(past_keys, past_values, filled, past_length, tree_mask, self.impl)
+        cache = ReadOnlyCache(past_keys, past_values, past_length, tree_mask, position_ids, self.groups, self.impl, self.context)
         self.select.logit_rows = logit_rows
         with attention_over(cache):
             logits = self.model(
                 input_ids=input_ids,
-                attention_mask=new_mask,
+                attention_mask=cache.masks(None)[1],
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
             ).logits
+        wanted = families.windows(self.config, self.context)
+        if cache.windowed != wanted:
+            raise ExportError(
+                f"This target's configuration has windows in {len(wanted)} layers, and its code asks for {len(cache.windowed)}; "
+                f"export it with a --max-context that its windows do not cut."
+            )
         if logits.dtype == torch.bfloat16:
             logits = logits.float()  # the runtime's sampler has no bfloat16
         features = self.select.features

@@ -28,7 +28,7 @@ def build_meta(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     except (ValueError, KeyError, AttributeError) as error:
         raise ExportError(
             f"The target's architecture {families.architecture(config)} is not one this exporter can trace ({error}); "
-            f"known to work: {', '.join(families.KNOWN_TO_WORK)}."
+            f"{families.LISTED}."
         ) from error
     return model.eval()
 
@@ -39,14 +39,24 @@ def computed_buffers(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ExportError: a buffer that this exporter does not know how to compute.
     """
-    values = {}
+    values: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         names = [name for name in module._buffers if name in module._non_persistent_buffers_set]
         if not names:
             continue
-        if not type(module).__name__.endswith("RotaryEmbedding"):
-            raise ExportError(f"The target computes a buffer in {type(module).__name__}, which this exporter cannot.")
-        real = type(module)(config=module.config)
-        families.check_rotary(getattr(module, "rope_type", "default"))
-        values.update({f"{prefix}.{name}": real._buffers[name] for name in names if real._buffers[name] is not None})
+        real = _with_values(module)
+        for name in names:
+            value, traced = real._buffers[name], module._buffers[name]
+            if value is not None and traced is not None:
+                values[f"{prefix}.{name}"] = value.to(traced.dtype)
     return values
+
+
+def _with_values(module: nn.Module) -> nn.Module:
+    """A module on the CPU that has the same computed buffers. Raises ExportError for one that this exporter does not know."""
+    kind = type(module)
+    if kind.__name__.endswith("RotaryEmbedding"):
+        return kind(config=module.config)
+    if isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale"):  # Gemma scales its embedding
+        return kind(1, 1, 0, embed_scale=module.scalar_embed_scale)  # type: ignore[call-arg]
+    raise ExportError(f"The target computes a buffer in {kind.__name__}, which this exporter cannot.")

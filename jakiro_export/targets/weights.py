@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from jakiro_export.artifact.weights import Array, Stored, Weight
+from jakiro_export.checkpoints.memory import as_numpy
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.targets.graph import TargetGraph
 from jakiro_export.targets.models import computed_buffers
@@ -24,5 +25,5 @@ def target_weights(target: Target, graph: TargetGraph, needed: Collection[str], 
         if name in needed
     }
     buffers = computed_buffers(graph.model)
-    weights.update({f"model.{name}": Array(value.numpy()) for name, value in buffers.items()})
+    weights.update({f"model.{name}": Array(as_numpy(value)) for name, value in buffers.items()})
     return weights

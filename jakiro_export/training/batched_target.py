@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig
 from jakiro_export.artifact.writer import DataFiles, save
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.graphs import target_graph
-from jakiro_export.plan import TargetPlan
+from jakiro_export.plan import TargetPlan, target_attention
 from jakiro_export.precisions import PRECISIONS
+from jakiro_export.targets import families
 from jakiro_runtime import contract
 from jakiro_runtime.backends.onnxruntime import OnnxRuntimeGraph
 from jakiro_runtime.decoding.kv_cache import KVCache
@@ -24,7 +25,8 @@ def write_target_graph(target: Target, folder: Path) -> Path:
     file = folder / "target.onnx"
     if not file.is_file():
         precision = PRECISIONS["fp32" if library() is None else "int8"]
-        plan = TargetPlan(target, precision, precision.attention(bitwise=False), 23)
+        context = families.context_limit(target.config, None)
+        plan = TargetPlan(target, precision, target_attention(target.config, precision, False, context), 23, context)
         with DataFiles(folder) as files:
             save(target_graph(plan, {}), folder / "target.new.onnx", files)
         (folder / "target.new.onnx").rename(file)

@@ -15,6 +15,7 @@ import torch
 
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
+from jakiro_export.targets import families
 from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.init_checkpoint import loaded
 from jakiro_export.training.model import TrainedHead
@@ -98,6 +99,7 @@ def _run(
         options["contrast_loss"] = 0.0
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
+    families.check(target.config)
     if tokens:
         data = (*data, generate_text(target, work, tokens, slots, settings.seed, prompts))
     text = read_text(target, data, work, max_tokens, settings.held_out)

@@ -19,6 +19,7 @@ import torch
 
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
+from jakiro_export.targets import families
 from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.features import Text
 from jakiro_export.training.heldout import HeldOut, Measure
@@ -69,6 +70,7 @@ def _run(
     settings = Settings(hours=None, **options)
     wanted = plans(Plan(settings, width), variants.split(","))
     target = load_target(locate(name, "target"), name)
+    families.check(target.config)
     text = read_text(target, data, work, max_tokens, settings.held_out)
     comparison = Comparison(name, target.config, text, *matrices(target), out)
     results: dict[str, Result] = {}

@@ -70,7 +70,7 @@ class _Command(click.Command):
 @click.option("--stats", type=click.Choice(["line", "json", "none"]), default="line", help="Figures after an answer.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the engine: onnxruntime (CPU), "
               "cuda (ONNX Runtime on a GPU), tensorrt or tensorrt-rtx (engines of jakiro-build). auto: what was built for this "
-              "GPU, else the CPU. cuda has run a tiny engine on a GPU; the engines of jakiro-build are not run on one.")  # fmt: skip
+              "GPU, else the CPU. cuda has run a tiny engine on a GPU, jakiro-build's engines have not.")  # fmt: skip
 @click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
               help="libjakiro_plugins.so, for engines built with it and for faster commits. Not run on a GPU.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), default=None, show_default="physical cores", help="CPU threads.")
