@@ -27,7 +27,7 @@ Case = tuple[str, np.ndarray, bool]  # an input's name and what it holds instead
 def hostile(inputs: Arrays) -> Iterator[Case]:
     for name, array in inputs.items():
         yield name, np.ones((), array.dtype), True
-        for rank in (9, 40):
+        for rank in (9, 32):  # as many as NumPy 1 knows
             yield name, array.reshape((1,) * (rank - array.ndim) + array.shape), True
         for axis in range(array.ndim):
             for size in (0, 1, array.shape[axis] + 1):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -96,6 +98,8 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 
 TOKENIZERS = tokenizers()
+# Python 3.10 has no newer transformers; it writes "None" for the content of a message that has none
+OLD = Version(transformers.__version__) < Version("5.21")
 
 
 def saved(reference: PreTrainedTokenizerFast, template: str | dict[str, str], folder: Path) -> tuple[ChatTemplate, TextEncoder]:
@@ -118,6 +122,8 @@ def test_prompts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     for kind, reference in TOKENIZERS.items():
         template, encoder = saved(reference, TEMPLATES[name], tmp_path / kind)
         for messages in CONVERSATIONS.values():
+            if OLD and any(message.get("content") is None for message in messages):
+                continue
             for context in CONTEXTS.values():
                 try:
                     expected = expected_ids(reference, messages, **context)
