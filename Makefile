@@ -3,6 +3,7 @@
 #             the CUDA kernels would move, counted on the CPU
 # make test   from nothing: lint, types, all tests
 # make test-pythons  the fast tests on Python 3.10, 3.12 and 3.13 too
+# make test-arm  the runtime in an arm64 Debian under qemu, the same answers as here; as root
 # make test-gpu  on a machine with an NVIDIA GPU: kernels, memory, engines built there, a report to send; TIER=1 for one tier
 # make test-gpu-kit  the same as one archive for a device without network: python3 run.py there
 # make lint   ruff, mypy, import-linter and clang-format alone
@@ -41,7 +42,7 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-only test-pythons test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels clean
+.PHONY: demo bench test test-fast test-only test-pythons test-arm test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -56,6 +57,11 @@ test: lint
 
 test-fast: lint
 	$(TEST) -m "not slow"
+
+# As root, with debootstrap and qemu-user-static; ARM_ENGINE as for jakiro-run
+ARM_ENGINE ?= $(ENGINE)
+test-arm: $(VENV)/.installed
+	@tests/arm/run.sh $(BIN)/python $(ARM_ENGINE)
 
 # Other Pythons: a virtual environment each, and the fast tests in it
 PYTHONS ?= python3.10 python3.12 python3.13
