@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import psutil
 from tokenizers import Tokenizer
 
 from jakiro_export.artifact.directory import check_space, destination, written_whole
@@ -37,6 +38,8 @@ from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling import machine
 from jakiro_runtime.text.chat import ChatTemplate
+
+_TIMES_WEIGHTS = 1.5  # memory of an opened engine, in bytes of its weights
 
 
 def export(options: ExportOptions, report: Report) -> Manifest:
@@ -72,9 +75,7 @@ def export(options: ExportOptions, report: Report) -> Manifest:
             del target_model, draft_model
             _write_tokenizer(target, folder)
             if plan.search is not None:
-                with report.step("Choosing the tree by measurement"):
-                    plan, chosen = _choose_tree(folder, plan, files)
-                report.found([("tree", chosen.summary())])
+                plan, chosen = _measured(folder, plan, files, report)
         checks = _check(folder, plan, report)
         manifest = replace(
             plan.manifest(),
@@ -96,6 +97,26 @@ def _write_tokenizer(target: Target, folder: Path) -> None:
     write_tokenizer(target.tokenizer(), folder, target.path)
     generation = {"eos_token_id": target.eos_token_ids(), **target.generation}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def _measured(folder: Path, plan: ExportPlan, files: DataFiles, report: Report) -> tuple[ExportPlan, TreePlan | None]:
+    """Choose the tree by measurement; where that cannot be and nobody asked for it, keep the one there is, and say so."""
+    weights = sum(file.stat().st_size for file in folder.glob("*.data"))
+    available = psutil.virtual_memory().available
+    try:
+        if not plan.must_search and _TIMES_WEIGHTS * weights > available:
+            raise ExportError(
+                f"opening {weights / 1e9:.1f} GB of weights takes more than the {available / 1e9:.1f} GB of free memory"
+            )
+        with report.step("Choosing the tree by measurement"):
+            plan, chosen = _choose_tree(folder, plan, files)
+    except ExportError as error:
+        if plan.must_search:
+            raise
+        report.found([("tree", f"not measured ({str(error).rstrip('.')}): speculation may be slower than none; see --tree")])
+        return plan, None
+    report.found([("tree", chosen.summary())])
+    return plan, chosen
 
 
 def _choose_tree(folder: Path, plan: ExportPlan, files: DataFiles) -> tuple[ExportPlan, TreePlan]:

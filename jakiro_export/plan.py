@@ -59,6 +59,8 @@ class ExportOptions:
             raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
         if target.name == "bf16" and self.verify:
             raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
+        if self.tree not in (None, "auto", "fixed"):
+            raise UsageError(f"--tree {self.tree} is unknown; there are auto and fixed.")
         if self.tree == "auto" and target.gpu:
             raise UsageError(
                 f"--tree auto measures on this machine's CPU, but {target.name} engines are for GPUs; give --depth and --nodes."
@@ -74,9 +76,16 @@ class ExportOptions:
         return target, head
 
     @property
+    def searches(self) -> bool:
+        """Whether the tree is chosen by measurement: for a CPU, unless its shape is given."""
+        if self.tree is not None:
+            return self.tree == "auto"
+        return not self.precisions[0].gpu and (self.depth, self.top_k, self.nodes) == (None, None, None)
+
+    @property
     def shape(self) -> TreeShape:
-        """The tree asked for; with `--tree auto`, the one to begin the search with."""
-        if self.tree != "auto":
+        """The tree asked for; where it is searched, the one to begin with."""
+        if not self.searches:
             return TreeShape(self.depth or 5, self.top_k or 8, self.nodes or 31, self.pairing, self.parallel)
         top_k = self.top_k or min(4, self.draft_vocab or 4)
         shape = TreeShape(self.depth or 2, top_k, self.nodes or 31, self.pairing, self.parallel)
@@ -132,6 +141,7 @@ class ExportPlan:
 
     equality: "bitwise" where plain and speculative decoding shall agree bit for bit, else "numerical"
     search: depth, top_k and nodes that the user fixed, None each for the search; None where the tree is not to be searched
+    must_search: the user asked for it: where it cannot be, there is no engine
     metadata: where the graphs come from
     """
 
@@ -141,6 +151,7 @@ class ExportPlan:
     max_context: int
     equality: str
     search: tuple[int | None, int | None, int | None] | None
+    must_search: bool
     verify: bool
     metadata: dict[str, str]
 
@@ -228,7 +239,8 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
         out=options.out,
         max_context=context,
         equality=equality,
-        search=(options.depth, options.top_k, options.nodes) if options.tree == "auto" else None,
+        search=(options.depth, options.top_k, options.nodes) if options.searches else None,
+        must_search=options.tree == "auto",
         verify=options.verify,
         metadata={
             "jakiro_version": importlib.metadata.version("jakiro-export"),

@@ -36,9 +36,11 @@ Examples:
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
               "of sums, faster at long contexts.")  # fmt: skip
-@click.option("--tree", type=click.Choice(["auto"]), default=None, show_default="as --depth, --top-k and --nodes say",
+@click.option("--tree", type=click.Choice(["auto", "fixed"]), default=None,
+              show_default="auto for CPUs where none of --depth, --top-k and --nodes is given",
               help="auto measures on this machine and chooses what gives the most tokens per second; what --depth, --top-k "
-              "or --nodes say is kept. The runtime then verifies as much of a tree as is worth its time.")  # fmt: skip
+              "or --nodes say is kept. The runtime then verifies as much of a tree as is worth its time. fixed takes the tree "
+              "that --depth, --top-k and --nodes describe.")  # fmt: skip
 @click.option("--depth", type=click.IntRange(1, 32), default=None, show_default="5", help="Rounds of the draft phase; the tree "
               "is one level deeper.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1, 64), default=None, show_default="8", help="Nodes expanded on each level of the "

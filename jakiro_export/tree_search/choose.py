@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from jakiro_export.errors import ExportError
 from jakiro_export.heads.config import TreeShape
@@ -12,6 +13,7 @@ from jakiro_export.tree_search.costs import (
     expected_decoding,
     host_cost,
     measured_decoding,
+    pass_ms,
     reference_ms,
     target_costs,
     warm_up,
@@ -24,7 +26,9 @@ from jakiro_runtime.engine import Engine
 from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling import machine
 
-_ANSWERS, _NEW_TOKENS = 16, 56
+_ANSWERS, _NEW_TOKENS, _SWEEPS = 16, 56, 9
+_LEAST_ANSWERS, _LEAST_TOKENS, _LEAST_SWEEPS = 3, 24, 3
+_THOROUGH_MS = 30.0  # a pass of two rows that takes longer leaves time for less: a large target is to be measured in minutes
 _WRITES = 2  # draft graphs written next to the first one while searching
 
 
@@ -53,12 +57,13 @@ def choose_tree(
     """
     other_load = machine.OtherLoad()
     engine = write(start)
-    texts = calibration_texts(engine, _ANSWERS, _NEW_TOKENS)
+    effort = Effort.of(pass_ms(engine))
+    texts = calibration_texts(engine, effort.answers, effort.new_tokens)
     if not texts:
         raise ExportError(
             "The target answers the calibration prompts with next to nothing; give the tree with --depth and --nodes."
         )
-    chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, searchable)
+    chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, searchable, effort)
     stable = chooser.attempt()
     measured = {
         "answers": len(texts),
@@ -67,6 +72,29 @@ def choose_tree(
         "stable": stable,
     }
     return chooser.shape, replace(chooser.plan, measured=measured)
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    answers: int
+    new_tokens: int
+    sweeps: int
+
+    @property
+    def answers_for_host(self) -> int:
+        """Answers in which the host's time is measured."""
+        return 3 if self.sweeps == _SWEEPS else 1
+
+    @staticmethod
+    def of(milliseconds: float) -> Effort:
+        """For a target whose passes of two rows take so long."""
+        share = min(1.0, _THOROUGH_MS / milliseconds)
+        return Effort(
+            max(_LEAST_ANSWERS, round(_ANSWERS * share)),
+            max(_LEAST_TOKENS, round(_NEW_TOKENS * share)),
+            max(_LEAST_SWEEPS, round(_SWEEPS * share)),
+        )
 
 
 class _Chooser:
@@ -85,7 +113,9 @@ class _Chooser:
         constraints: TreeConstraints,
         max_top_k: int,
         searchable: bool,
+        effort: Effort,
     ) -> None:
+        self._effort = effort
         self.shape, self._engine = start, engine
         self._write, self._texts, self._searchable = write, texts, searchable
         self._search = Search(texts, eager, constraints, start, max_top_k)
@@ -94,8 +124,10 @@ class _Chooser:
     def attempt(self) -> bool:
         """Measure, choose, and decode with the choice; whether that comes to what was expected."""
         warm_up(self._engine)
-        costs = target_costs(self._engine)
-        self._search.plan = replace(costs, host_ms=round(host_cost(self._engine, self._texts[0]) * reference_ms(costs), 3))
+        costs = target_costs(self._engine, self._effort.sweeps)
+        self._search.plan = replace(
+            costs, host_ms=round(host_cost(self._engine, self._texts[0], self._effort.answers_for_host) * reference_ms(costs), 3)
+        )
         considered = self._choose() if self._searchable else []
         draft = engine_draft(self._engine)
         traces = [trace(draft, text) for text in self._texts]

@@ -26,7 +26,6 @@ from jakiro_runtime.format.tree_plan import TreePlan
 from jakiro_runtime.profiling.cost import TimedPass, pass_times
 
 _PASTS = (64, 900)  # caches of 256 and 1024 slots
-_SWEEPS = 9
 _REFERENCE_ROWS = 2  # one row alone is padded to two
 _TOLERANCE = 0.15  # of rates: expected and measured ones that differ by less agree
 
@@ -39,15 +38,25 @@ def warm_up(engine: Engine, seconds: float = 3.0) -> None:
         before, now = now, _median_ms(reference)
 
 
+def pass_ms(engine: Engine) -> float:
+    """Milliseconds of a pass of two rows, roughly: before anything is measured, to know how much can be."""
+    reference = TimedPass(engine, _PASTS[0], _REFERENCE_ROWS)
+    return min(reference.milliseconds(_REFERENCE_ROWS) for _ in range(4))
+
+
 def _median_ms(reference: TimedPass) -> float:
     return median(reference.milliseconds(_REFERENCE_ROWS) for _ in range(20))
 
 
-def target_costs(engine: Engine) -> TreePlan:
-    """Target passes by rows and capacity. A plan without a draft: nothing is known of acceptance yet."""
+def target_costs(engine: Engine, sweeps: int) -> TreePlan:
+    """Target passes by rows and capacity, each measured `sweeps` times.
+
+    Returns:
+        a plan without a draft: nothing is known of acceptance yet
+    """
     room = engine.manifest.model.max_context - max(ROWS)
     pasts = [past for past in _PASTS if past <= room] or [max(1, room)]
-    times = pass_times(engine, _SWEEPS, ROWS, pasts)
+    times = pass_times(engine, sweeps, ROWS, pasts)
     table = typical_sweep(np.concatenate([*times.values()], axis=1)).reshape(len(times), len(ROWS))
     # a pass of more rows is never cheaper: what looks so is noise, and would be acted on
     target = {

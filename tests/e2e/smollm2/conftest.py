@@ -32,7 +32,7 @@ def export(out: Path, *more: str) -> str:
 
 
 OPTIONS = {
-    "fp32": [],
+    "fp32": ["--tree", "fixed"],
     "int8": ["--precision", "int8", "--depth", "3", "--top-k", "4", "--nodes", "10"],
     "int4": ["--precision", "int4", "--depth", "2", "--top-k", "4", "--nodes", "7"],
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import tiny
 from jakiro_export.cli.export import main
+from jakiro_export.errors import UsageError
+from jakiro_export.plan import ExportOptions
+from jakiro_export.tree_search.choose import Effort
 from jakiro_runtime import Engine
 from jakiro_runtime.format.manifest import Manifest
 from row_plans import row_plan
@@ -40,6 +44,39 @@ def test_an_export_chooses_and_says_so(tmp_path: Path, tiny_target: Path, tiny_h
     assert len(tokens) == 20
     assert session.stats.verified < draft.nodes * session.stats.rounds or draft.nodes == 1
     shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_a_tree_that_nobody_gave_is_measured_where_it_can_be(
+    tmp_path: Path, tiny_target: Path, tiny_head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it cannot: there is too little memory. Whoever asks for it is refused then."""
+    monkeypatch.setattr("jakiro_export.export._TIMES_WEIGHTS", 1e9)
+    arguments = ["-t", str(tiny_target), "-d", str(tiny_head), "--no-verify"]
+    done = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "unasked")])
+    assert done.exit_code == 0, done.output
+    assert "not measured (opening" in " ".join(done.output.split())
+    assert Manifest.read(tmp_path / "unasked").tree is None
+
+
+def test_for_a_cpu_the_tree_is_measured_unless_it_is_given(tmp_path: Path) -> None:
+    def searches(**options: Any) -> bool:
+        return ExportOptions("d", "t", tmp_path, **options).searches
+
+    assert searches()
+    assert searches(precision="int4")
+    assert searches(tree="auto", depth=3)
+    assert not searches(tree="fixed")
+    assert not searches(nodes=12)
+    assert not searches(precision="fp16")
+    with pytest.raises(UsageError, match="there are auto and fixed"):
+        searches(tree="best")
+
+
+def test_a_slow_target_is_measured_less() -> None:
+    assert Effort.of(15.0) == Effort.of(29.0) == Effort(16, 56, 9)
+    assert Effort.of(60.0) == Effort(8, 28, 4)
+    assert Effort.of(222.0) == Effort(3, 24, 3)
 
 
 def test_a_busy_machine_is_noticed_and_said() -> None:

@@ -35,7 +35,7 @@ def test_warming_up_ends_when_passes_take_the_same_time(engine: Engine, monkeypa
 
 
 def test_target_costs_never_fall_with_the_rows(engine: Engine) -> None:
-    plan = costs.target_costs(engine)
+    plan = costs.target_costs(engine, 9)
     assert plan.rows == list(ROWS)
     assert len(plan.target_ms) == 2
     for times in plan.target_ms.values():
