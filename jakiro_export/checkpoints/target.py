@@ -19,6 +19,7 @@ from jakiro_export.checkpoints.store import TensorStore
 from jakiro_export.errors import ExportError, UsageError
 
 _EMBEDDING, _PROJECTION = "model.embed_tokens.weight", "lm_head.weight"
+_WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of training on several GPUs, left in names that were saved there
 _ROWS = 4096  # compared at a time
 
 
@@ -37,7 +38,7 @@ class Target:
     @property
     def gguf(self) -> dict[str, str]:
         """The keyword transformers needs to read a GGUF file; empty for a folder."""
-        return {"gguf_file": self.path.name} if self.path.suffix == ".gguf" else {}
+        return {"gguf_file": self.path.name} if self.path.suffix.lower() == ".gguf" else {}
 
     @property
     def folder(self) -> Path:
@@ -53,7 +54,7 @@ class Target:
         """The name in the checkpoint of a parameter of the model; None where there is no such tensor."""
         shapes, prefix = self.store.shapes(), "model."
         names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        return next((name for name in names if name in shapes), None)
+        return next((before + name for before in ("", *_WRAPPERS) for name in names if before + name in shapes), None)
 
     def tensor_name(self, parameter: str) -> str:
         """The same; of a tied pair of which the checkpoint has one, that one.
@@ -117,11 +118,11 @@ def load_target(path: Path, name: str) -> Target:
         UsageError: `path` is not a model folder or GGUF file.
         ExportError: it is damaged, or transformers does not know it.
     """
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix.lower() != ".gguf":
         raise UsageError(f"The target {path} is a file, but not a .gguf; give the folder that holds config.json.")
     if path.is_dir() and not (path / "config.json").is_file():
         raise UsageError(f"The target folder {path} has no config.json; a transformers model folder is expected.")
-    gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    gguf = {"gguf_file": path.name} if path.suffix.lower() == ".gguf" else {}
     folder = path.parent if gguf else path
     try:
         # code that comes with a checkpoint is never run; without a value transformers asks at the terminal

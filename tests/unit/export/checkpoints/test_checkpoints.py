@@ -139,3 +139,65 @@ def test_aliases_are_the_published_names() -> None:
     assert heads["llama3-8b"] == "Hhaiduo/Jakiro-Llama3-instruct-8b"
     assert "llama3-8b-star" not in heads
     assert "vicuna-13b-star" not in aliases.names("target")
+
+
+class Hub:
+    """The hub's API, without a network: what a repository holds, and what was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+        self.asked: dict[str, object] = {}
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.file)
+
+    def snapshot(self, name: str, allow_patterns: list[str]) -> str:
+        self.asked = {"name": name, "patterns": allow_patterns}
+        return "/nowhere"
+
+    def file(self, name: str, file: str) -> str:
+        self.asked = {"name": name, "file": file}
+        return "/nowhere/file.gguf"
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "*.safetensors"),
+        (["config.json", "pytorch_model-00001-of-00002.bin"], "*.bin"),
+        (["config.json", "model-00001-of-00002.safetensors", "consolidated.00.bin"], "*.safetensors"),
+    ],
+)
+def test_weights_are_downloaded_once(monkeypatch: pytest.MonkeyPatch, files: list[str], weights: str) -> None:
+    hub = Hub(monkeypatch, files)
+    locate("someone/model", "target")
+    patterns = hub.asked["patterns"]
+    assert isinstance(patterns, list)
+    assert [pattern for pattern in patterns if pattern in ("*.safetensors", "*.bin")] == [weights]
+    assert "*.json" in patterns
+
+
+def test_a_gguf_repository_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch, ["README.md", "model-Q4_K_M.gguf", "model-Q8_0.gguf"])
+    with pytest.raises(UsageError, match="name one of them, such as someone/model/model-Q4_K_M.gguf"):
+        locate("someone/model", "target")
+    locate("someone/model/model-Q8_0.gguf", "target")
+    assert hub.asked == {"name": "someone/model", "file": "model-Q8_0.gguf"}
+
+
+def test_a_folder_with_one_gguf_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "model.GGUF").write_bytes(b"x")
+    assert locate(str(tmp_path), "target") == tmp_path / "model.GGUF"
+    (tmp_path / "other.gguf").write_bytes(b"x")
+    with pytest.raises(UsageError, match="holds 2 GGUF files"):
+        locate(str(tmp_path), "target")
+    (tmp_path / "config.json").write_text("{}")
+    assert locate(str(tmp_path), "target") == tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13476925163\n")
+    with pytest.raises(ExportError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
+        locate(str(tmp_path), "target")

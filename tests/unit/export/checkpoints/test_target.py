@@ -125,3 +125,13 @@ def test_a_tokenizer_that_needs_a_package_says_so(target: Path, monkeypatch: pyt
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
     with pytest.raises(ExportError, match="SentencePiece"):
         load_target(target, "x").tokenizer()
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_prefixes_of_training_are_understood(target: Path, prefix: str) -> None:
+    tensors = load_file(target / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, target / "model.safetensors")
+    read = load_target(target, "t")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert read.tensor_name(name) == prefix + name
+    assert read.embedding_name().startswith(prefix)
