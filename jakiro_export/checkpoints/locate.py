@@ -103,7 +103,7 @@ def _patterns(name: str) -> list[str]:
     if constants.HF_HUB_OFFLINE:  # nothing is downloaded: whatever lies in the cache is taken
         return [*_PATTERNS, *_WEIGHTS]
     try:
-        files = HfApi().list_repo_files(name)
+        files = [each.rfilename for each in HfApi().model_info(name, timeout=20).siblings or []]
     except Exception:  # no network, or no such repository: what downloads says so
         return [*_PATTERNS, *_WEIGHTS]
     if "config.json" not in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,7 +148,8 @@ class Hub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
         self.asked: dict[str, object] = {}
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+        siblings = [SimpleNamespace(rfilename=file) for file in files]
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=siblings))
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.file)
 
