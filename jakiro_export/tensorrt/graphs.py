@@ -10,16 +10,18 @@ from onnx import TensorProto, inliner
 
 from jakiro_export.errors import ExportError
 from jakiro_export.ops import DOMAIN
+from jakiro_export.tensorrt.fp4 import has_fp4, standard_fp4
 from jakiro_export.tensorrt.lowering import lower
 
 _BITS: dict[int, int] = {
     TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,
-    TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8,
+    TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8, TensorProto.FLOAT4E2M1: 4,
 }  # fmt: skip
 _CPU_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits")
 _FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 _INT4 = (TensorProto.INT4, TensorProto.UINT4)
+_FP4 = (TensorProto.FLOAT4E2M1,)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def read(path: Path) -> Graph:
         weight_bytes += count * weight_bits(weight) // 8
     constants = [a.t.data_type for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
     casts = [a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
-    types = {tensor.type for tensor in inputs + outputs} | {weight.data_type for weight in graph.initializer}
+    four = {TensorProto.FLOAT4E2M1} if has_fp4(model) else set()
+    types = four | {tensor.type for tensor in inputs + outputs} | {weight.data_type for weight in graph.initializer}
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     return Graph(path, model, inputs, outputs, frozenset({*types, *constants, *casts}), weight_bytes, opset)
 
@@ -123,6 +126,7 @@ def check_types(graph: Graph, sm: int) -> None:
         ((TensorProto.BFLOAT16,), "bfloat16", 80),
         (_INT4, "int4", 80),
         (_FLOAT8, "float8", 89),
+        (_FP4, "float4 (NVFP4)", 100),
     ):
         if graph.types.intersection(types) and sm < minimum:
             raise ExportError(
@@ -139,6 +143,8 @@ def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
+    if has_fp4(model):
+        model = standard_fp4(model)
     if plugin:
         del model.functions[:]
     else:
