@@ -369,14 +369,13 @@ def _compressed_tensors(config: Mapping[str, Any], path: Path) -> Layout:
         return Layout("compressed-tensors", "weight_packed", _CT_TENSORS, (_I32,), _words, _compressed_int4)
     if form == "nvfp4-pack-quantized":
         return Layout("compressed-tensors", "weight_packed", _CT_TENSORS, (_U8,), _pairs, _compressed_fp4)
+    known = ("int-quantized", "float-quantized", "naive-quantized")
+    _check(form in known, path, f"compressed-tensors in the format {form!r}, which this exporter does not read")
     _check(all(each.get("strategy") in ("channel", "tensor") for each in weights), path, f"compressed-tensors {form} in groups")
     _check(all(each.get("symmetric", True) for each in weights), path, f"compressed-tensors {form} with zero points")
     if form == "int-quantized":
         return Layout("compressed-tensors", "weight", _BYTE_TENSORS, (_I8,), _same, _bytes(INT8))
-    if form in ("float-quantized", "naive-quantized"):
-        return Layout("compressed-tensors", "weight", _BYTE_TENSORS, (_FP8,), _same, _bytes(FP8))
-    _check(False, path, f"compressed-tensors in the format {form!r}, which this exporter does not read")
-    raise AssertionError
+    return Layout("compressed-tensors", "weight", _BYTE_TENSORS, (_FP8,), _same, _bytes(FP8))
 
 
 def _check(fine: bool, path: Path, found: str) -> None:
