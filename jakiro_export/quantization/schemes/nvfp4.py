@@ -44,6 +44,7 @@ class Nvfp4:
     def matmul(self, data: ir.Value, weights: list[ir.Value]) -> list[ir.Node]:
         steps, small, shared, *constants = weights
         scales = ir.node("DequantizeLinear", [small, shared])
+        assert shared.dtype is not None
         scales.outputs[0].dtype = shared.dtype  # bodies are written for a type
         matrix = ir.node(fp4.DEQUANTIZE, [scales.outputs[0], steps], domain=DOMAIN)
         if not constants:
