@@ -22,6 +22,7 @@ from jakiro_export.quantization.recipe import RECIPES, Recipe, read_recipe
 from jakiro_export.targets import families
 from jakiro_runtime.format.manifest import Draft, Manifest, Model
 
+GPU_DRAFT_VOCAB = 32768  # tokens that a head proposes in a quantised precision for GPUs, unless the user says
 BLOCKED_OPSET = 21  # the first with DequantizeLinear in blocks
 _PACKAGES = ("jakiro-export", "torch", "transformers", "onnx", "onnxruntime")
 
@@ -185,7 +186,7 @@ class ExportPlan:
         if target.quantised is not None:
             yield "weights", f"{target.quantised}: {self._taken()}"
         yield "head", f"{draft.head.checkpoint.name}: {draft.head.summary}"
-        proposed = "all tokens" if draft.token_map is None else f"{len(draft.token_map)} tokens"
+        proposed = "all tokens" if draft.token_map is None else f"the {len(draft.token_map)} {draft.head.frequency} tokens"
         yield (
             "engine",
             f"target {self.target.precision.name}, head {draft.precision.name}, {self.equality} equality, "
@@ -251,17 +252,18 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
     config: Any = target.config
     _check_pair(target, head)
     precision, draft_precision = options.precisions
+    draft_vocab = options.draft_vocab or (GPU_DRAFT_VOCAB if draft_precision.gpu and draft_precision.quantized else None)
     equality = options.equality or ("numerical" if precision.gpu else "bitwise")
     tree = head.tree(options.shape)
     recipe = read_recipe(options.recipe, precision.gpu) if options.recipe is not None else None
-    _check_tree(tree.shape, min(options.draft_vocab or config.vocab_size, config.vocab_size))
+    _check_tree(tree.shape, min(draft_vocab or config.vocab_size, config.vocab_size))
     return ExportPlan(
         target=TargetPlan(target, precision, precision.attention(equality == "bitwise"), options.opset, recipe),
         draft=DraftPlan(
             head,
             target,
             tree,
-            head.token_map(options.draft_vocab),
+            head.token_map(draft_vocab),
             draft_precision,
             options.opset,
             recipe if draft_precision.quantized else None,
