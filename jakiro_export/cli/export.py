@@ -53,9 +53,9 @@ Examples:
               "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
 @click.option("--parallel-step/--no-parallel-step", "parallel", default=True, help="Draft the last level in parallel with "
               "the one before it, or in a pass of its own.")  # fmt: skip
-@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all; 32768 where "
-              "a GPU's head is quantised", help="Let the head propose only the N most frequent tokens. The output does not change; "
-              "drafting gets cheaper.")  # fmt: skip
+@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all; 32768 where a GPU's head is quantised",
+              help="Let the head propose only the N most frequent tokens. The output does not change; drafting gets "
+              "cheaper.")  # fmt: skip
 @click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
               help="Most positions a session may use.")  # fmt: skip
 @click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 writes norms and rotary embeddings as "

@@ -25,8 +25,9 @@ def fits(found: Budget, gpu: devices.Gpu) -> str:
 
 
 def markdown(context: int, batch: int) -> list[str]:
-    """A row for each model in fp16 and in w4a16, there with a head over 32,768 tokens: weights, cache, workspace, all of it running
-    and the peak of a build in GiB, then each board.
+    """A row for each model in fp16 and in w4a16, the latter with a head over 32,768 tokens.
+
+    In it weights, cache, workspace, all of it running and the peak of a build in GiB, then each board.
     """
     boards = jetsons()
     head = ["model", "precision", "weights", "cache", "workspace", "running", "building", *(gpu.label for gpu in boards.values())]
