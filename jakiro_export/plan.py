@@ -51,6 +51,7 @@ class ExportOptions:
     max_context: int | None = None
     opset: int = 23
     recipe: Path | None = None
+    scaling: bool = False
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class ExportOptions:
             raise UsageError(
                 f"--recipe says how matrices are quantised, and --precision {target.name} quantises none; give another."
             )
+        if self.scaling and target.name != "w4a16":
+            raise UsageError(f"--scaling is for --precision w4a16, whose rounding it helps; --precision is {target.name}.")
         if self.opset < BLOCKED_OPSET and any(each.quantized and each.gpu for each in (target, head)):
             raise UsageError(f"--precision {self.precision} needs --opset {BLOCKED_OPSET} or later, which has weights in blocks.")
         if self.equality == "bitwise" and target.gpu:

@@ -35,6 +35,8 @@ Examples:
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None, metavar="FILE",
               show_default="the precision's", help="JSON that says which matrix is quantised how; for precisions that "
               "quantise.")  # fmt: skip
+@click.option("--scaling/--no-scaling", default=False, help="With w4a16: inputs with large activations are "
+              "given more of the steps, by a calibration text (AWQ). Needs memory for the whole target.")  # fmt: skip
 @click.option("--draft-precision", type=click.Choice(HEAD_PRECISIONS), default=None,
               show_default="--precision, int8 for int4", help="The same for the head.")  # fmt: skip
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",

@@ -126,6 +126,40 @@ class Rounding:
         return np.einsum("...i,...i->...", difference, difference)
 
 
+class ShiftedRounding:
+    """A matrix in int4 with a scale and an offset for every group: from the least of its values to the largest in 15 steps.
+
+    A weight is offset + scale * step, -8 to 7; what GGUF's Q4_1 files hold is found again.
+    """
+
+    def __init__(self, matrix: Weight, group: int, scale: np.dtype) -> None:
+        self.matrix, self.group, self.scale = matrix, group, scale
+
+    def _grouped(self) -> Iterator[np.ndarray]:
+        for panel in self.matrix.panels():
+            yield panel.astype(np.float32).reshape(len(panel), -1, self.group)
+
+    @cached_property
+    def scales_and_offsets(self) -> tuple[np.ndarray, np.ndarray]:
+        """[out, in / group] each, of the type they are written in."""
+        scales, offsets = [], []
+        for groups in self._grouped():
+            least = groups.min(-1)
+            scales.append(((groups.max(-1) - least) / 15).astype(self.scale))
+            offsets.append((least + 8 * scales[-1].astype(np.float32)).astype(self.scale))
+        return np.concatenate(scales), np.concatenate(offsets)
+
+    def steps(self) -> Iterator[np.ndarray]:
+        """The steps of a few rows at a time, [n, in]."""
+        done = 0
+        for groups in self._grouped():
+            scales, offsets = (each[done : done + len(groups)].astype(np.float32) for each in self.scales_and_offsets)
+            done += len(groups)
+            low = groups - offsets[..., None]
+            found = np.divide(low, scales[..., None], out=np.zeros_like(low), where=scales[..., None] > 0)
+            yield np.rint(found).clip(-8, 7).astype(np.int8).astype(INT4).reshape(len(groups), -1)
+
+
 def quantise(groups: np.ndarray, scales: np.ndarray, step: np.dtype) -> np.ndarray:
     """Values [..., n] in steps of their scale [...], rounded to the nearest, ties to even, and clipped to the type's range."""
     steps = np.divide(groups, scales[..., None], out=np.zeros_like(groups), where=scales[..., None] > 0)

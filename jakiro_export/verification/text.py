@@ -34,12 +34,12 @@ def check_text(graph: GraphCall, precision: Precision, text: np.ndarray, logits:
     )
     ours, theirs = out["logits"][0].astype(np.float64), logits.astype(np.float64)
     differ = float((ours.argmax(-1) != theirs.argmax(-1)).mean())
-    rise = float(np.exp(_surprise(ours, text) - _surprise(theirs, text)) - 1)
+    rise = float(np.exp(surprise(ours, text) - surprise(theirs, text)) - 1)
     yield Check("sample text: share of best tokens that differ", differ, DISAGREEMENT[precision.name])
     yield Check("sample text: perplexity above torch's", rise, PERPLEXITY[precision.name])
 
 
-def _surprise(logits: np.ndarray, text: np.ndarray) -> float:
+def surprise(logits: np.ndarray, text: np.ndarray) -> float:
     """The mean negative log-probability of each token given those before it."""
     scores = logits[:-1] - logits[:-1].max(-1, keepdims=True)
     chosen = np.take_along_axis(scores, text[1:, None], -1)[:, 0]

@@ -22,6 +22,8 @@ GPU_SCHEMES: Mapping[str, Scheme] = {
         Weights4("w4g64", 64),
         Weights4("w4g32", 32),
         Weights4("w4-nearest", search=False),
+        Weights4("w4z", shifted=True),
+        Weights4("w4zg32", 32, shifted=True),
         Bytes8("w8a16", INT8, activations=False),
         Bytes8("w8a8", INT8, activations=True),
         Bytes8("fp8a16", FP8, activations=False),

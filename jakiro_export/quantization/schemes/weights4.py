@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from jakiro_export.artifact.weights import Array, Transposed, Weight
 from jakiro_export.checkpoints.quantised import Packed
-from jakiro_export.quantization.rounding import INT4, Late, Rounding, Steps, packed
+from jakiro_export.quantization.rounding import INT4, Late, Rounding, ShiftedRounding, Steps, packed
 
 GROUPS = (128, 64, 32)  # by preference
 
@@ -25,10 +25,11 @@ class Weights4:
     Args:
         group: inputs that share a scale; None for the largest of GROUPS that fits
         search: scales by least squared error, else by the largest magnitude
+        shifted: groups have an offset too, which costs a product with their sums and loses less
     """
 
-    def __init__(self, name: str, group: int | None = None, search: bool = True) -> None:
-        self.name, self.group, self.search = name, group, search
+    def __init__(self, name: str, group: int | None = None, search: bool = True, shifted: bool = False) -> None:
+        self.name, self.group, self.search, self.shifted = name, group, search, shifted
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and shape[0] % 2 == 0 and self._group(shape[1]) is not None
@@ -52,8 +53,15 @@ class Weights4:
             return made
         group = self._group(columns)
         assert group is not None
-        rounding = Rounding(matrix, INT4, group, dtype, self.search)
         scales = (matrix.shape[0], columns // group)
+        if self.shifted:
+            moved = ShiftedRounding(matrix, group, dtype)
+            return {
+                f"{name}.int4": Transposed(Steps(matrix.shape, INT4, moved.steps)),
+                f"{name}.scales": Transposed(Late(scales, dtype, lambda: moved.scales_and_offsets[0])),
+                f"{name}.offsets": Transposed(Late(scales, dtype, lambda: moved.scales_and_offsets[1])),
+            }
+        rounding = Rounding(matrix, INT4, group, dtype, self.search)
         return {
             f"{name}.int4": Transposed(Steps(matrix.shape, INT4, rounding.steps)),
             f"{name}.scales": Transposed(Late(scales, dtype, lambda: rounding.scales)),

@@ -59,7 +59,16 @@ def dequantised(name: str, model: ir.Model) -> np.ndarray:
     return steps * initial(model, ".scales").astype(np.float64)
 
 
-WEIGHT_ERROR = {"w4": 0.13, "w4g32": 0.11, "w4-nearest": 0.14, "w8a16": 0.009, "fp8a16": 0.04, "nvfp4a16": 0.11}
+WEIGHT_ERROR = {
+    "w4": 0.13,
+    "w4g32": 0.11,
+    "w4-nearest": 0.14,
+    "w4z": 0.11,
+    "w4zg32": 0.09,
+    "w8a16": 0.009,
+    "fp8a16": 0.04,
+    "nvfp4a16": 0.11,
+}
 ACTIVATION_ERROR = {"w8a8": 0.012, "fp8": 0.05, "nvfp4": 0.16}
 
 
@@ -235,3 +244,11 @@ def test_onnx_runtime_runs_them_without_anything_of_ours() -> None:
     assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
     ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_a_q4_1_files_numbers_are_found_again() -> None:
+    import dequantize
+
+    matrix = dequantize.int4(RANDOM.standard_normal((16, 64)).astype(np.float32))
+    found = quantised_model("w4zg32", Array(np.tile(matrix, (1, 2)).astype(np.float32)))
+    assert np.abs(dequantised("w4zg32", found).T[:, :64] - matrix).max() < 2e-3 * np.abs(matrix).max()
