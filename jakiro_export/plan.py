@@ -18,7 +18,7 @@ from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.model import DraftTree
 from jakiro_export.precisions import PRECISIONS, AttentionImpl, Precision
-from jakiro_export.quantization.recipe import RECIPES, Recipe, read_recipe
+from jakiro_export.quantization.recipe import RECIPES, SCALED, Recipe, read_recipe
 from jakiro_export.targets import families
 from jakiro_runtime.format.manifest import Draft, Manifest, Model
 
@@ -258,7 +258,9 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
     draft_vocab = options.draft_vocab or (GPU_DRAFT_VOCAB if draft_precision.gpu and draft_precision.quantized else None)
     equality = options.equality or ("numerical" if precision.gpu else "bitwise")
     tree = head.tree(options.shape)
-    recipe = read_recipe(options.recipe, precision.gpu) if options.recipe is not None else None
+    recipe = SCALED if options.scaling else None
+    if options.recipe is not None:
+        recipe = read_recipe(options.recipe, precision.gpu)
     _check_tree(tree.shape, min(draft_vocab or config.vocab_size, config.vocab_size))
     return ExportPlan(
         target=TargetPlan(target, precision, precision.attention(equality == "bitwise"), options.opset, recipe),

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import onnx
 
-from jakiro_export.ops import fp4
+from jakiro_export.ops import DEQUANTIZE_FP4
 from jakiro_export.tensorrt.graphs import Graph, weight_bits
 
-_PASS_ON = ("Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", fp4.DEQUANTIZE)
+_PASS_ON = ("Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", DEQUANTIZE_FP4)
 # These join the kernels of others, or are none
 _FUSED = frozenset(
     [
@@ -48,7 +48,7 @@ _FUSED = frozenset(
         "And",
         "Expand",
     ]
-) | {fp4.DEQUANTIZE}
+) | {DEQUANTIZE_FP4}
 _LAUNCHES = {"TopK": 3, "ExpertDispatch": 3}
 _PRODUCTS = ("MatMul", "Gemm", "ExpertDispatch")
 
@@ -196,7 +196,7 @@ def of_graph(graph: Graph) -> CostModel:
         for name in node.input:
             scales = 0
             while name in makers and makers[name].op_type in _PASS_ON:
-                maker, packed = makers[name], makers[name].op_type == fp4.DEQUANTIZE
+                maker, packed = makers[name], makers[name].op_type == DEQUANTIZE_FP4
                 others = maker.input[:1] if packed else maker.input[1:]
                 scales += sum(_size(weights, makers, each) for each in others)
                 name = maker.input[1 if packed else 0]

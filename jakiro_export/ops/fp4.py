@@ -14,14 +14,12 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from jakiro_export.ops import DEQUANTIZE_FP4, FP4_BLOCK, FP4_ROW_STEP, ROUND_FP4
 from jakiro_export.ops.body import Body
 from jakiro_export.ops.operator import CallSite, Example, Operand, Operator
 
-DEQUANTIZE, ROUND = "DequantizeFp4", "RoundFp4"
-BLOCK = 16
+DEQUANTIZE, ROUND, BLOCK, ROW_STEP = DEQUANTIZE_FP4, ROUND_FP4, FP4_BLOCK, FP4_ROW_STEP
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-# Of a row within -1 to 1: blocks' scales reach 1/6 and are whole numbers of this in fp8
-ROW_STEP = 2.0**-11
 _LARGEST = 6.0
 
 

@@ -66,6 +66,12 @@ RECIPES: Mapping[str, Recipe] = {
     ),
 }
 
+# After activation-aware scaling the largest weights are those that matter: no range is cut there
+SCALED = Recipe(
+    (_ROUTER, Rule("head.*", ("w4",)), Rule(DRAFT_LOGITS, ("w4",)), Rule(LOGITS, ("w8a16",)), Rule("*", ("w4-nearest", "w8a16"))),
+    gpu=True,
+)
+
 
 def read_recipe(file: Path, gpu: bool) -> Recipe:
     """A recipe from a JSON file: {"rules": [{"matrices": "*.layers.0.*", "schemes": ["w8a16"]}, ...]}; the first that matches

@@ -12,14 +12,14 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from jakiro_export.errors import ExportError
-from jakiro_export.ops import DOMAIN, fp4
+from jakiro_export.ops import DEQUANTIZE_FP4, DOMAIN, FP4_BLOCK, FP4_ROW_STEP, ROUND_FP4
 
 OPSET, IR_VERSION = 23, 11  # the first with the type
 
 
 def has_fp4(model: onnx.ModelProto) -> bool:
     """Whether a graph has NVFP4 weights or activations."""
-    return any(node.domain == DOMAIN and node.op_type in (fp4.DEQUANTIZE, fp4.ROUND) for node in model.graph.node)
+    return any(node.domain == DOMAIN and node.op_type in (DEQUANTIZE_FP4, ROUND_FP4) for node in model.graph.node)
 
 
 def standard_fp4(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,15 +33,15 @@ def standard_fp4(model: onnx.ModelProto) -> onnx.ModelProto:
     sizes = _sizes(model, weights)
     nodes: list[NodeProto] = []
     for number, node in enumerate(graph.node):
-        if node.domain != DOMAIN or node.op_type not in (fp4.DEQUANTIZE, fp4.ROUND):
+        if node.domain != DOMAIN or node.op_type not in (DEQUANTIZE_FP4, ROUND_FP4):
             nodes.append(node)
-        elif node.op_type == fp4.DEQUANTIZE:
+        elif node.op_type == DEQUANTIZE_FP4:
             scales, packed = node.input
             weight = weights[packed]
             if weight.data_type != TensorProto.FLOAT4E2M1:
                 weight.data_type = TensorProto.FLOAT4E2M1
                 weight.dims[1] *= 2
-            nodes.append(helper.make_node("DequantizeLinear", [packed, scales], node.output, axis=0, block_size=fp4.BLOCK))
+            nodes.append(helper.make_node("DequantizeLinear", [packed, scales], node.output, axis=0, block_size=FP4_BLOCK))
         else:
             if node.output[0] not in sizes:
                 raise ExportError(f"The graph does not say the width and type of {node.output[0]}; export the engine again.")
@@ -58,7 +58,7 @@ def standard_fp4(model: onnx.ModelProto) -> onnx.ModelProto:
 def _sizes(model: onnx.ModelProto, weights: dict[str, TensorProto]) -> dict[str, tuple[int, int]]:
     """(inputs, element type) of each matmul whose activations are rounded, by the rounded value's name."""
     makers = {output: node for node in model.graph.node for output in node.output}
-    matrices = {node.output[0]: node for node in model.graph.node if node.op_type == fp4.DEQUANTIZE}
+    matrices = {node.output[0]: node for node in model.graph.node if node.op_type == DEQUANTIZE_FP4}
     found = {}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in matrices:
@@ -88,13 +88,13 @@ def _rounded(model: onnx.ModelProto, node: NodeProto, name: str, width: int, kin
 
     x = node.input[0]
     rows = add("Reshape", x, constant(f"rows.{width}", np.array([-1, width], np.int64)))
-    blocks = add("Reshape", rows, constant(f"blocks.{width}", np.array([-1, width // fp4.BLOCK, fp4.BLOCK], np.int64)))
+    blocks = add("Reshape", rows, constant(f"blocks.{width}", np.array([-1, width // FP4_BLOCK, FP4_BLOCK], np.int64)))
     largest = add("ReduceMax", add("Abs", blocks), constant("axis", np.array([-1], np.int64)), keepdims=0)
     wanted = add("Div", largest, constant("largest", np.array(6.0), kind))
-    step = constant("step", np.array(fp4.ROW_STEP), kind)
+    step = constant("step", np.array(FP4_ROW_STEP), kind)
     small = add("QuantizeLinear", wanted, step, constant("zero", np.array(0.0), TensorProto.FLOAT8E4M3FN))
     scales = add("DequantizeLinear", small, step)
-    settings = {"axis": 1, "block_size": fp4.BLOCK}
+    settings = {"axis": 1, "block_size": FP4_BLOCK}
     steps = add("QuantizeLinear", rows, scales, output_dtype=TensorProto.FLOAT4E2M1, **settings)
     values = add("DequantizeLinear", steps, scales, **settings)
     add("Reshape", values, add("Shape", x))

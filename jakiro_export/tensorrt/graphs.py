@@ -11,6 +11,7 @@ from onnx import TensorProto, inliner
 from jakiro_export.errors import ExportError
 from jakiro_export.ops import DOMAIN
 from jakiro_export.tensorrt.fp4 import has_fp4, standard_fp4
+from jakiro_export.tensorrt.group_matmul import group_matmuls, with_plugin
 from jakiro_export.tensorrt.lowering import lower
 
 _BITS: dict[int, int] = {
@@ -68,6 +69,11 @@ class Graph:
     def dispatches(self) -> int:
         """How many expert dispatch nodes it has."""
         return sum((node.domain, node.op_type) == (DOMAIN, "ExpertDispatch") for node in self.model.graph.node)
+
+    @property
+    def int4_products(self) -> int:
+        """How many products the plugin can take in place of TensorRT's own int4."""
+        return len(group_matmuls(self.model))
 
 
 def read(path: Path) -> Graph:
@@ -135,8 +141,10 @@ def check_types(graph: Graph, sm: int) -> None:
             )
 
 
-def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
+def parsed_model(graph: Graph, plugin: bool, opset_23: bool, own_int4: bool = False) -> onnx.ModelProto:
     """The model as a parser takes it: no functions, and primitives where it lacks opset 23's operators.
+
+    own_int4: with the plugin's products of int4 weights in place of TensorRT's own
 
     With `plugin` every parser looks for the plugin of the function's name: with the bodies in the file TensorRT 10.3 - 10.6 and,
     without a namespace on the node, 10.15 and later would take those. Without it each function's body is in its place.
@@ -153,4 +161,6 @@ def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
         kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         del model.opset_import[:]
         model.opset_import.extend(kept)
+    if own_int4:
+        model = with_plugin(model)
     return model if opset_23 else lower(model)

@@ -178,7 +178,6 @@ def main(target: str, names: tuple[str, ...]) -> None:
             "w4-nearest",
             "w4-nearest+scaling",
             "w4",
-            "w4+scaling",
             "w4g32",
             "w4z",
             "w4zg32",
