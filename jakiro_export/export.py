@@ -22,6 +22,7 @@ from jakiro_export.graphs import draft_graph, target_graph
 from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.registry import load_head
 from jakiro_export.plan import ExportOptions, ExportPlan, make_plan
+from jakiro_export.quantization.scaling import scale_by_activations
 from jakiro_export.report import Report
 from jakiro_export.targets import families
 from jakiro_export.tree_search.choose import choose_tree
@@ -57,6 +58,9 @@ def export(options: ExportOptions, report: Report) -> Manifest:
         families.check(target.config)
         check_tokenizer(target.tokenizer(), target.path)
         head = load_head(locate(options.draft, "head"), options.draft)
+    if options.scaling:
+        with report.step("Scaling by activations"):
+            scale_by_activations(target)
     plan = make_plan(options, target, head)
     report.found(plan.summary())
     with report.step("Tracing the target"):

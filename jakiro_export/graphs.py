@@ -11,7 +11,7 @@ from jakiro_export.artifact.weights import Array, Weight
 from jakiro_export.heads.model import DraftModel
 from jakiro_export.passes import pipeline
 from jakiro_export.plan import DraftPlan, TargetPlan
-from jakiro_export.quantization.recipe import RECIPES
+from jakiro_export.quantization.recipe import DRAFT_PROJECTION
 from jakiro_export.targets.graph import TargetGraph
 from jakiro_export.targets.models import build_meta
 from jakiro_export.targets.trace import trace as trace_target
@@ -26,7 +26,7 @@ def target_graph(plan: TargetPlan, metadata: Mapping[str, str]) -> ir.Model:
     graph = TargetGraph(build_meta(checkpoint.config, torch_dtype(dtype)), plan.attention, plan.context)
     traced = trace_target(graph, plan.opset)
     weights = target_weights(checkpoint, graph, traced.graph.initializers, dtype)
-    pipeline.prepare(traced, weights, contract.TARGET, metadata, RECIPES.get(plan.precision.name), graph.projection)
+    pipeline.prepare(traced, weights, contract.TARGET, metadata, plan.recipe, graph.projection)
     return traced
 
 
@@ -38,7 +38,7 @@ def draft_graph(plan: DraftPlan, metadata: Mapping[str, str]) -> ir.Model:
     config = plan.head.config
     sizes = contract.draft(config.kv_heads, config.head_dim, config.feature_width, plan.tree.shape.nodes)
     traced = trace(model, sizes, kind, kind, plan.opset)
-    pipeline.prepare(traced, draft_weights(plan), contract.DRAFT, metadata, RECIPES.get(plan.precision.name), {"projection"})
+    pipeline.prepare(traced, draft_weights(plan), contract.DRAFT, metadata, plan.recipe, {DRAFT_PROJECTION})
     return traced
 
 

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from jakiro_export.checkpoints.quantised import QuantisedStore
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.model import DraftTree
 from jakiro_export.precisions import PRECISIONS, AttentionImpl, Precision
+from jakiro_export.quantization.recipe import RECIPES, SCALED, Recipe, read_recipe
 from jakiro_export.targets import families
 from jakiro_runtime.format.manifest import Draft, Manifest, Model
 
+GPU_DRAFT_VOCAB = 32768  # tokens that a head proposes in a quantised precision for GPUs, unless the user says
+BLOCKED_OPSET = 21  # the first with DequantizeLinear in blocks
 _PACKAGES = ("jakiro-export", "torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -46,17 +50,30 @@ class ExportOptions:
     draft_vocab: int | None = None
     max_context: int | None = None
     opset: int = 23
+    recipe: Path | None = None
+    scaling: bool = False
     verify: bool = True
 
     def __post_init__(self) -> None:
         target, head = self.precisions
+        if self.recipe is not None and not target.quantized:
+            raise UsageError(
+                f"--recipe says how matrices are quantised, and --precision {target.name} quantises none; give another."
+            )
+        if self.scaling and target.name != "w4a16":
+            raise UsageError(f"--scaling is for --precision w4a16, whose rounding it helps; --precision is {target.name}.")
+        if self.opset < BLOCKED_OPSET and any(each.quantized and each.gpu for each in (target, head)):
+            raise UsageError(f"--precision {self.precision} needs --opset {BLOCKED_OPSET} or later, which has weights in blocks.")
         if self.equality == "bitwise" and target.gpu:
             raise UsageError(
                 "--equality bitwise needs --precision fp32, int8 or int4: half-precision sums are rounded on the way."
             )
-        if target != head and (target.gpu or head.gpu):
-            half = (target if target.gpu else head).name
-            raise UsageError(f"Target and head exchange features: with one of them in {half}, the other must be in {half} too.")
+        if target.activations != head.activations:
+            one, other = (target, head) if target.gpu else (head, target)
+            raise UsageError(
+                f"Target and head exchange features: with one of them in {one.name}, which computes in {one.activations}, the "
+                f"other cannot be in {other.name}, which computes in {other.activations}."
+            )
         if target.name == "bf16" and self.verify:
             raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
         if self.tree not in (None, "auto", "fixed"):
@@ -104,6 +121,7 @@ class TargetPlan:
 
     context: positions that it serves; None for all that the model serves
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
+    own_recipe: the user's, in place of the precision's
     """
 
     checkpoint: Target
@@ -111,6 +129,12 @@ class TargetPlan:
     attention: AttentionImpl
     opset: int
     context: int | None = None
+    own_recipe: Recipe | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Which matrices are quantised, and how: the user's, else the precision's; None for none."""
+        return self.own_recipe or RECIPES.get(self.precision.name)
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,12 @@ class DraftPlan:
     token_map: np.ndarray | None
     precision: Precision
     opset: int
+    own_recipe: Recipe | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """As `TargetPlan` has it."""
+        return self.own_recipe or RECIPES.get(self.precision.name)
 
     @property
     def draft_vocab(self) -> int | None:
@@ -169,14 +199,25 @@ class ExportPlan:
             f"hidden {config.hidden_size}, {config.num_attention_heads} heads over {config.num_key_value_heads} key/value heads, "
             f"vocabulary {config.vocab_size}, context {self.max_context}",
         )
+        if target.quantised is not None:
+            yield "weights", f"{target.quantised}: {self._taken()}"
         yield "head", f"{draft.head.checkpoint.name}: {draft.head.summary}"
-        proposed = "all tokens" if draft.token_map is None else f"{len(draft.token_map)} tokens"
+        proposed = "all tokens" if draft.token_map is None else f"the {len(draft.token_map)} {draft.head.frequency} tokens"
         yield (
             "engine",
             f"target {self.target.precision.name}, head {draft.precision.name}, {self.equality} equality, "
             f"opset {self.target.opset}; tree of {shape.nodes} nodes, depth {shape.depth}, top-k {shape.top_k}, "
             f"head proposes {proposed}",
         )
+
+    def _taken(self) -> str:
+        """What becomes of the numbers of a quantised checkpoint."""
+        store, precision = self.target.checkpoint.store, self.target.precision
+        assert isinstance(store, QuantisedStore)
+        kinds = {"w4a16": "int4", "w8a8": "int8", "fp8": "fp8", "nvfp4": "fp4"}
+        if kinds.get(precision.name) == store.kind:
+            return "taken as they are where the recipe has this form, no number is rounded again"
+        return f"unpacked, and rounded again to {precision.name}" if precision.quantized else f"unpacked to {precision.name}"
 
     def manifest(self) -> Manifest:
         """The content of engine.json but for files, checks and the choice of the tree."""
@@ -227,15 +268,27 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
     config: Any = target.config
     _check_pair(target, head)
     precision, draft_precision = options.precisions
+    draft_vocab = options.draft_vocab or (GPU_DRAFT_VOCAB if draft_precision.gpu and draft_precision.quantized else None)
     equality = options.equality or ("numerical" if precision.gpu else "bitwise")
     context = families.context_limit(config, options.max_context)
     tree = head.tree(options.shape)
-    _check_tree(tree.shape, min(options.draft_vocab or config.vocab_size, config.vocab_size))
+    recipe = SCALED if options.scaling else None
+    if options.recipe is not None:
+        recipe = read_recipe(options.recipe, precision.gpu)
+    _check_tree(tree.shape, min(draft_vocab or config.vocab_size, config.vocab_size))
     return ExportPlan(
         target=TargetPlan(
-            target, precision, target_attention(config, precision, equality == "bitwise", context), options.opset, context
+            target, precision, target_attention(config, precision, equality == "bitwise", context), options.opset, context, recipe
         ),
-        draft=DraftPlan(head, target, tree, head.token_map(options.draft_vocab), draft_precision, options.opset),
+        draft=DraftPlan(
+            head,
+            target,
+            tree,
+            head.token_map(draft_vocab),
+            draft_precision,
+            options.opset,
+            recipe if draft_precision.quantized else None,
+        ),
         out=options.out,
         max_context=context,
         equality=equality,

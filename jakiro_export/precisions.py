@@ -17,7 +17,7 @@ class Precision:
     """A number format.
 
     activations: what everything but quantised matmuls computes in
-    quantized: weights of matmuls are integers, quantised by the passes
+    quantized: weights of matmuls are quantised by the passes, as the recipe of this name says
     gpu: it is for GPUs: bitwise equality, which costs sums in double, is not offered
     for_head: a draft head may have it
     """
@@ -29,8 +29,8 @@ class Precision:
     for_head: bool = True
 
     def attention(self, bitwise: bool) -> AttentionImpl:
-        """How a target of this format writes attention: quantised ones fused, which is exact, and the fastest."""
-        return "fused" if self.quantized else "bitwise" if bitwise else "numerical"
+        """How a target of this format writes attention: quantised ones on CPUs fused, which is exact, and the fastest."""
+        return "fused" if self.quantized and not self.gpu else "bitwise" if bitwise else "numerical"
 
 
 PRECISIONS = {
@@ -41,5 +41,9 @@ PRECISIONS = {
         Precision("bf16", np.dtype(ml_dtypes.bfloat16), gpu=True),
         Precision("int8", np.dtype(np.float32), quantized=True),
         Precision("int4", np.dtype(np.float32), quantized=True, for_head=False),
+        Precision("w4a16", np.dtype(np.float16), quantized=True, gpu=True),
+        Precision("w8a8", np.dtype(np.float16), quantized=True, gpu=True),
+        Precision("fp8", np.dtype(np.float16), quantized=True, gpu=True),
+        Precision("nvfp4", np.dtype(np.float16), quantized=True, gpu=True),
     )
 }

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from jakiro_export.checkpoints.quantised import Packed, QuantisedStore
 from jakiro_export.checkpoints.store import TensorStore
 
 PANEL_BYTES = 32 * 1024 * 1024
@@ -46,6 +47,11 @@ class Stored:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.store.shapes()[self.name]
+
+    @property
+    def packed(self) -> Packed | None:
+        """The matrix as a quantised checkpoint stores it; None where it is a plain one."""
+        return self.store.packed(self.name) if isinstance(self.store, QuantisedStore) else None
 
     def panels(self) -> Iterator[np.ndarray]:
         rows = self.shape[0]
@@ -163,26 +169,49 @@ class LazyWeight(ir.LazyTensor):
         self.weight = weight
 
     def _evaluate(self) -> ir.Tensor:
-        axis = 1 if isinstance(self.weight, Transposed) else 0
-        value = np.concatenate(list(self.weight.panels()), axis=axis).reshape(self.weight.shape)
+        axis, panels = 1 if isinstance(self.weight, Transposed) else 0, list(self.weight.panels())
+        value = (np.concatenate(panels, axis=axis) if self.weight.shape else panels[0]).reshape(self.weight.shape)
         return ir.Tensor(value, name=self.name)
 
 
+def is_half_byte(dtype: np.dtype) -> bool:
+    """Whether two values of a type share a byte in a file; in memory each has its own."""
+    return dtype.name in ("int4", "uint4", "float4_e2m1fn")
+
+
+def nbytes(weight: Weight) -> int:
+    """The bytes of a weight in a file."""
+    total = prod(weight.shape) * weight.dtype.itemsize
+    return -(-total // 2) if is_half_byte(weight.dtype) else total
+
+
+def pack(values: np.ndarray) -> np.ndarray:
+    """Values of half a byte, [..., 2 n], as bytes [..., n]; the first of a pair is in the lower four bits, as ONNX has it."""
+    bits = values.view(np.uint8) & 15
+    packed: np.ndarray = bits[..., ::2] | bits[..., 1::2] << 4
+    return packed
+
+
 def write(weight: Weight, descriptor: int, offset: int) -> int:
-    """Stream a weight to a file at `offset`; returns the bytes written. Memory stays at a panel or two."""
-    itemsize, total = weight.dtype.itemsize, prod(weight.shape)
+    """Stream a weight to a file at `offset`; returns the bytes written. Memory stays at a panel or two.
+
+    Panels of half bytes have an even number of values a row.
+    """
+    halves = is_half_byte(weight.dtype)
     if not isinstance(weight, Transposed):
         position = offset
         for panel in weight.panels():
-            _write_all(descriptor, np.ascontiguousarray(panel), position)
-            position += panel.nbytes
+            data = np.ascontiguousarray(pack(panel) if halves else panel)
+            _write_all(descriptor, data, position)
+            position += data.nbytes
         return position - offset
-    columns, done = weight.shape[1], 0
+    width, done = nbytes(weight) // weight.shape[0], 0
     for panel in weight.panels():
-        for row in range(panel.shape[0]):
-            _write_all(descriptor, panel[row], offset + (row * columns + done) * itemsize)
-        done += panel.shape[1]
-    return total * itemsize
+        data = pack(panel) if halves else panel
+        for row in range(data.shape[0]):
+            _write_all(descriptor, data[row], offset + row * width + done)
+        done += data.shape[1] * data.itemsize
+    return nbytes(weight)
 
 
 def _write_all(descriptor: int, array: np.ndarray, position: int) -> None:

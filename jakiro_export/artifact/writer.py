@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from types import TracebackType
 
 import onnx
 import onnx_ir as ir
 
-from jakiro_export.artifact.weights import LazyWeight, Weight, write
+from jakiro_export.artifact.weights import LazyWeight, Weight, nbytes, write
 
 _ALIGNMENT = 4096  # ONNX Runtime maps external data that starts on a page
 _INLINE_BYTES = 256
@@ -62,7 +61,7 @@ def save(model: ir.Model, path: Path, files: DataFiles) -> None:
         tensor = value.const_value
         if not isinstance(tensor, LazyWeight):
             continue
-        if prod(tensor.weight.shape) * tensor.weight.dtype.itemsize <= _INLINE_BYTES:
+        if nbytes(tensor.weight) <= _INLINE_BYTES:
             value.const_value = ir.Tensor(tensor.numpy(), name=name)
             continue
         where, offset, length = files.place(tensor.weight, location)
@@ -76,4 +75,4 @@ def save(model: ir.Model, path: Path, files: DataFiles) -> None:
 def data_bytes(model: ir.Model) -> int:
     """How many bytes of weights `save` will write, those shared with another graph included."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(prod(t.weight.shape) * t.weight.dtype.itemsize for t in tensors if isinstance(t, LazyWeight))
+    return sum(nbytes(t.weight) for t in tensors if isinstance(t, LazyWeight))

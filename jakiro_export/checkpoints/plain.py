@@ -9,7 +9,7 @@ from typing import Any
 from jakiro_export.checkpoints.store import TensorStore
 from jakiro_export.errors import ExportError
 
-_REMEDY = "give the checkpoint that is not quantised; --precision int8 or int4 quantises it"
+_REMEDY = "give the checkpoint that is not quantised; --precision quantises it (w4a16, w8a8, fp8, nvfp4, int8, int4)"
 
 
 def check_config(config: Mapping[str, Any] | None, path: Path) -> None:
@@ -29,7 +29,7 @@ def check_config(config: Mapping[str, Any] | None, path: Path) -> None:
 def check_tensors(store: TensorStore, names: Iterable[str], path: Path) -> None:
     """Raise ExportError where a parameter holds integers."""
     for name in names:
-        if store.dtype(name).kind in "iub":
+        if store.dtype(name).kind in "iub" or store.dtype(name).itemsize == 1:
             raise ExportError(
                 f"The checkpoint in {path} is quantised: its parameter {name} holds {store.dtype(name)}, where floating-point "
                 f"numbers are expected; {_REMEDY}."

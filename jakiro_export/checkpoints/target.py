@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from jakiro_export.checkpoints import plain
+from jakiro_export.checkpoints import plain, quantised
 from jakiro_export.checkpoints.json_file import read_object
 from jakiro_export.checkpoints.memory import MemoryStore
+from jakiro_export.checkpoints.quantised import QuantisedStore
 from jakiro_export.checkpoints.safetensors import SafetensorsStore
 from jakiro_export.checkpoints.store import TensorStore
 from jakiro_export.errors import ExportError, UsageError
@@ -47,8 +51,25 @@ class Target:
     def model(self) -> nn.Module:
         """transformers' own model with its weights in float32, to compare with."""
         if self._model is None:
-            self._model = _load(self.folder, self.gguf)
+            self._model = self._unpacked() if isinstance(self.store, QuantisedStore) else _load(self.folder, self.gguf)
         return self._model
+
+    def _unpacked(self) -> nn.Module:
+        """transformers' model with the matrices that a quantised checkpoint stands for, without the quantiser's package."""
+        config = copy.deepcopy(self.config)
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                stored = self.tensor_name(name)
+                rows = self.store.rows(stored, 0, self.store.shapes()[stored][0])
+                parameter.copy_(torch.from_numpy(rows.astype(np.float32)))
+        return model.eval()  # type: ignore[no-any-return]
+
+    @property
+    def quantised(self) -> str | None:
+        """How the checkpoint's matrices are quantised, for reports; None where they are not."""
+        return self.store.label if isinstance(self.store, QuantisedStore) else None
 
     def find(self, parameter: str) -> str | None:
         """The name in the checkpoint of a parameter of the model; None where there is no such tensor."""
@@ -129,13 +150,21 @@ def load_target(path: Path, name: str) -> Target:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
     except Exception as error:  # transformers and gguf raise many kinds for a damaged file; all mean the same here
         raise ExportError(f"The target's configuration in {path} cannot be read: {_first(error)}") from error
-    if not gguf:
-        plain.check_config(getattr(config, "quantization_config", None), path)
+    packing = _packing(config, path) if not gguf else None
     generation = folder / "generation_config.json"
     settings = read_object(generation, "The target's generation configuration") if generation.is_file() and not gguf else {}
     files = _safetensors(folder) if not gguf else []
+    if packing is not None and not files:
+        raise ExportError(f"The quantised checkpoint in {path} has no model.safetensors; save it again as safetensors.")
     if files:
-        target = Target(name, path, config, SafetensorsStore(files), settings)
+        store: TensorStore = SafetensorsStore(files)
+        if packing is not None:
+            store = QuantisedStore(store, packing)
+            if not store.names:
+                raise ExportError(
+                    f"The checkpoint in {path} says that it is quantised ({packing.title}), but no matrix in it is."
+                )
+        target = Target(name, path, config, store, settings)
     else:
         model = _load(folder, gguf)
         target = Target(name, path, model.config, MemoryStore(model.state_dict()), settings, model)  # type: ignore[arg-type]
@@ -144,6 +173,18 @@ def load_target(path: Path, name: str) -> Target:
     _untie(target)
     target.eos_token_ids()
     return target
+
+
+def _packing(config: PreTrainedConfig, path: Path) -> quantised.Layout | None:
+    """How a quantised checkpoint packs its matrices; None for a plain one. ModelOpt may say so in a file of its own."""
+    said: Any = getattr(config, "quantization_config", None)
+    file = path / "hf_quant_config.json"
+    if not said and file.is_file():
+        said = {"quant_method": "modelopt", **read_object(file, "The target's quantisation")}
+        config.quantization_config = said
+    if said is None or (isinstance(said, Mapping) and not said):
+        return None
+    return quantised.layout(said if isinstance(said, Mapping) else said.to_dict(), path)
 
 
 def _untie(target: Target) -> None:

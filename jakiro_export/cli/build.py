@@ -24,6 +24,8 @@ of this project's tests; the engines they make have not run on a GPU either.
               "machine: sm75, sm80, sm86, sm89, sm120, sm121.")  # fmt: skip
 @click.option("--sm", metavar="SM", help="The GPU this machine should have, such as sm87; an error if it has another. With "
               "--dry-run no GPU is needed.")  # fmt: skip
+@click.option("--own-int4", is_flag=True, help="With --plugin: its kernel multiplies with int4 weights, not TensorRT's. Measure "
+              "which is faster. Not run on a GPU.")  # fmt: skip
 @click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default="standard operators",
               help="libjakiro_plugins.so, whose kernels then do expert dispatch. Not run on a GPU.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(16), default=1024, metavar="MIB", help="Most memory for temporary values.")
@@ -77,6 +79,7 @@ def _run(
     ahead_of_time: str | None,
     sm: str | None,
     plugin: Path | None,
+    own_int4: bool,
     workspace: int,
     batch: int,
     chunk: int,
@@ -103,6 +106,8 @@ def _run(
             "--strip-weights needs a GPU: TensorRT-RTX compiles such engines with the CUDA driver; build them on a device, "
             "without --ahead-of-time."
         )
+    if own_int4 and plugin is None:
+        raise UsageError("--own-int4 needs --plugin FILE, the library that has the kernel.")
     if plugin is not None and not plugin.is_file():
         raise UsageError(f"There is no plugin library at {plugin}; build it as plugins/README.md says.")
     if tensorrt is not None and not check:
@@ -110,7 +115,7 @@ def _run(
     if check and (sm is None or ahead_of_time is not None):
         raise UsageError("--check needs the GPU it is about: add --sm, such as --sm sm87, and not --ahead-of-time.")
     settings = Settings(
-        Limits(batch, chunk, max_context), workspace << 20, level, strip_weights, plugin.absolute() if plugin else None
+        Limits(batch, chunk, max_context), workspace << 20, level, strip_weights, plugin.absolute() if plugin else None, own_int4
     )
     manifest = Manifest.read(directory)
     if check:
@@ -194,7 +199,7 @@ def _check(directory: Path, manifest: Any, sm: int, tensorrt: str | None, settin
     text, refused = ".".join(map(str, version)), []
     for step in building.plan(directory, manifest, "tensorrt", [sm], settings):
         native = versions.parses_opset_23("tensorrt", version)
-        model = graphs.parsed_model(step.graph, step.uses_plugin, native)
+        model = graphs.parsed_model(step.graph, step.uses_plugin and step.graph.dispatches > 0, native, step.own_int4)
         missing = operators.unparsed(model, "tensorrt", version, step.uses_plugin)
         form = "" if native else ", norms and rotary embeddings as primitives"
         nodes = f"{len(model.graph.node)} nodes of {len({node.op_type for node in model.graph.node})} operators"

@@ -27,10 +27,16 @@ Examples:
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip
-@click.option("--precision", type=click.Choice(TARGET_PRECISIONS), default="fp32", help="fp32, int8 or int4 for CPUs, fp16 or "
-              "bf16 for GPUs (bf16: sm80 and newer, and not checked here, since no CPU runs it). int8 quantises weights by "
-              "channel, int4 by groups of 32 as GGUF's Q4_1 does, activations row by row. int4 is the fastest on a "
-              "CPU.")  # fmt: skip
+@click.option("--precision", type=click.Choice(TARGET_PRECISIONS), default="fp32", help="For CPUs fp32, int8 "
+              "(weights by channel) or int4 (by groups of 32 as GGUF's Q4_1 has them; the fastest), activations row by row. For "
+              "GPUs fp16 or bf16 (sm80 and newer, and not checked here, since no CPU runs it); or quantised, with activations in "
+              "fp16 between: w4a16 (int4 weights by groups of up to 128; sm80), w8a8 (int8 by channel, activations by row), fp8 "
+              "(E4M3; sm89) or nvfp4 (blocks of 16; sm100).")  # fmt: skip
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None, metavar="FILE",
+              show_default="the precision's", help="JSON that says which matrix is quantised how; for precisions that "
+              "quantise.")  # fmt: skip
+@click.option("--scaling/--no-scaling", default=False, help="With w4a16: inputs with large activations are "
+              "given more of the steps, by a calibration text (AWQ). Needs memory for the whole target.")  # fmt: skip
 @click.option("--draft-precision", type=click.Choice(HEAD_PRECISIONS), default=None,
               show_default="--precision, int8 for int4", help="The same for the head.")  # fmt: skip
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",
@@ -51,8 +57,9 @@ Examples:
               "takes its candidates from: the node's own parent, or as the published code does.")  # fmt: skip
 @click.option("--parallel-step/--no-parallel-step", "parallel", default=True, help="Draft the last level in parallel with "
               "the one before it, or in a pass of its own.")  # fmt: skip
-@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all", help="Let the head propose "
-              "only the N most frequent tokens. The output does not change; drafting gets cheaper.")  # fmt: skip
+@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="all; 32768 where a GPU's head is quantised",
+              help="Let the head propose only the N most frequent tokens. The output does not change; drafting gets "
+              "cheaper.")  # fmt: skip
 @click.option("--max-context", type=click.IntRange(16), default=None, show_default="the target's",
               help="Most positions a session may use.")  # fmt: skip
 @click.option("--opset", type=click.IntRange(20, 24), default=23, help="ONNX opset. 20 writes norms and rotary embeddings as "
@@ -85,7 +92,11 @@ def _run(build: bool, **settings: Any) -> None:
     report, options = Report(), ExportOptions(**settings)
     manifest = export(options, report)
     report.console.print(f"Wrote {options.out}. Try: jakiro-run --engine {options.out}")
-    if build and not manifest.bitwise and not any(PRECISIONS[name].quantized for name in manifest.precision.values()):
+    if (
+        build
+        and not manifest.bitwise
+        and not any(PRECISIONS[name].quantized and not PRECISIONS[name].gpu for name in manifest.precision.values())
+    ):
         from jakiro_export.cli.build import after_export
 
         after_export(options.out)

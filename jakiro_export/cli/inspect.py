@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
+DRAFT_VOCAB = 32768
+
 _EPILOG = """\b
 Examples:
   jakiro-inspect out/llama2
   jakiro-inspect out/llama2 --budget orin-nx-16gb
   jakiro-inspect --budget --all                            the table in docs/jetson.md
   jakiro-inspect llama2-7b --estimate agx-orin-64gb --tau 4.8
+  jakiro-inspect llama3.1-8b --estimate thor-128gb --precision w4a16 --batch 8
   jakiro-inspect out/llama2 --estimate rtx-4090 --bench report.json
 
 Budgets and estimates are worked out from sizes and data sheets; nothing of them has run on a GPU.
@@ -32,7 +35,11 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
               "tau, and from its acceptance by rank the best number of nodes.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1), default=None, show_default="512 for times, all for memory",
               help="Positions in the cache.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=1, help="Sequences at once, for --budget.")
+@click.option("--batch", type=click.IntRange(1), default=1, help="Sequences at once.")
+@click.option("--precision", default=None, show_default="fp16", metavar="NAME", help="For a MODEL: fp16, bf16, w4a16, "
+              "w8a8, fp8 or nvfp4. An engine directory has its own.")  # fmt: skip
+@click.option("--draft-vocab", type=click.IntRange(1), default=None, show_default="32768", help="For a MODEL: tokens "
+              "that its head proposes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
@@ -55,6 +62,7 @@ class _Subject:
     max_context: int
     nodes: int
     top_k: int
+    before: Any = None  # the draft phase in half precision over the whole vocabulary
     graphs: tuple[Any, ...] = ()
 
     def refusal(self, sm: int) -> str | None:
@@ -70,19 +78,28 @@ class _Subject:
         return None
 
 
-def _subject(engine: str) -> _Subject:
+def _subject(engine: str, precision: str | None, draft_vocab: int | None) -> _Subject:
+    from jakiro_export.errors import UsageError
     from jakiro_export.estimates import cost_model
     from jakiro_export.tensorrt import graphs
     from jakiro_runtime.format.manifest import Manifest
 
     if engine in cost_model.SIZES and not Path(engine).is_dir():
-        sizes = cost_model.SIZES[engine]
-        return _Subject(sizes.target(), sizes.draft(5), sizes.hidden, sizes.vocab, 4096, 60, 10)
+        if precision is not None and precision not in cost_model.WEIGHTS:
+            raise UsageError(
+                f"There are no figures for --precision {precision!r}; there are for {', '.join(cost_model.WEIGHTS)}."
+            )
+        plain = cost_model.SIZES[engine]
+        sizes = plain.at(precision or "fp16", draft_vocab or DRAFT_VOCAB)
+        return _Subject(sizes.target(), sizes.draft(5), sizes.hidden, sizes.vocab, 4096, 60, 10, plain.draft(5))
+    if precision is not None or draft_vocab is not None:
+        option = "--precision" if precision is not None else "--draft-vocab"
+        raise UsageError(f"{option} is for a model by its alias; an engine directory has its own.")
     manifest = Manifest.read(engine)
     both = tuple(graphs.read(Path(engine) / manifest.graphs[name]) for name in ("target", "draft"))
     model, tree = manifest.model, manifest.draft
     target, draft = map(cost_model.of_graph, both)
-    return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k, both)
+    return _Subject(target, draft, model.hidden_size, model.vocab_size, model.max_context, tree.nodes, tree.top_k, None, both)
 
 
 def _run(
@@ -94,6 +111,8 @@ def _run(
     bench: Path | None,
     context: int | None,
     batch: int,
+    precision: str | None,
+    draft_vocab: int | None,
     as_json: bool,
 ) -> None:
     from jakiro_export.errors import UsageError
@@ -114,11 +133,11 @@ def _run(
     if budget is None and estimate is None:
         data = _contents(engine)
     else:
-        subject, data = _subject(engine), {}
+        subject, data = _subject(engine, precision, draft_vocab), {}
         if budget is not None:
             data["budget"] = _budget(subject, budget, context or subject.max_context, batch)
         if estimate is not None:
-            data["estimate"] = _estimate(subject, estimate, tau, bench, context or 512)
+            data["estimate"] = _estimate(subject, estimate, tau, bench, context or 512, batch)
     click.echo(json.dumps(data, indent=2) if as_json else "\n".join(_lines(data)))
 
 
@@ -164,31 +183,44 @@ def _budget(subject: _Subject, device: str, context: int, batch: int) -> dict[st
     }
 
 
-def _estimate(subject: _Subject, device: str, tau: float | None, bench: Path | None, context: int) -> dict[str, Any]:
+def _estimate(subject: _Subject, device: str, tau: float | None, bench: Path | None, context: int, batch: int) -> dict[str, Any]:
     from jakiro_export.estimates import devices, estimate
 
     gpu = devices.find(device)
     sizes = (subject.target, subject.draft, gpu)
-    found = estimate.estimate(*sizes, subject.nodes, subject.top_k, context)
+    found = estimate.estimate(*sizes, subject.nodes, subject.top_k, context, batch)
     data: dict[str, Any] = {
         "device": gpu.label,
-        "plain step": f"{found.plain * 1e3:.1f} ms, {1 / found.plain:.1f} tokens/s",
+        "for": f"{batch} sequence{'s' if batch > 1 else ''} behind {context} positions",
+        "plain step": f"{found.plain * 1e3:.1f} ms, {batch / found.plain:.1f} tokens/s",
         "round": f"{found.round * 1e3:.1f} ms: draft {found.draft * 1e3:.1f}, target over {subject.nodes + 1} rows "
         f"{found.verify * 1e3:.1f}, host {estimate.HOST_SECONDS * 1e3:.1f}",
+        "draft phase": _draft_phase(subject),
         "break-even": f"tau {found.break_even:.2f}",
     }
-    shares = None
+    shares, said = None, "assumed acceptance"
     if bench is not None:
         measured, shares = _measured(bench)
-        tau = tau or measured
+        tau, said = tau or measured, "measured acceptance"
     if tau is not None:
-        speed = found.speed(tau)
-        data["with speculation"] = f"{speed:.1f} tokens/s at tau {tau:.2f}, {speed * found.plain:.2f} times plain"
-    if shares:
-        nodes, there, best = estimate.best_nodes(*sizes, shares, subject.top_k, context)
-        data["best tree"] = f"{nodes} nodes: tau {there:.2f}, {best.speed(there):.1f} tokens/s"
+        speed = batch * found.speed(tau)
+        data["with speculation"] = f"{speed:.1f} tokens/s at tau {tau:.2f}, {speed * found.plain / batch:.2f} times plain"
+    if shares or bench is None:
+        used = shares or estimate.ASSUMED_SHARES
+        nodes, there, best = estimate.best_nodes(*sizes, used, subject.top_k, context, batch)
+        data["best tree"] = f"{nodes} nodes: tau {there:.2f}, {batch * best.speed(there):.1f} tokens/s ({said})"
+        fixed = min(60, len(used))
+        at = estimate.estimate(*sizes, fixed, subject.top_k, context, batch)
+        data[f"a tree of {fixed}"] = f"tau {1 + sum(used[:fixed]):.2f}, {batch * at.speed(1 + sum(used[:fixed])):.1f} tokens/s"
     data["note"] = "a roofline estimate, not run on a GPU"
     return data
+
+
+def _draft_phase(subject: _Subject) -> str:
+    text = f"{subject.draft.read / 1e9:.2f} GB of weights read, {subject.draft.launches} launches"
+    if subject.before is None or subject.before.read == subject.draft.read:
+        return text
+    return f"{text}; in half precision over the whole vocabulary {subject.before.read / 1e9:.2f} GB"
 
 
 def _measured(path: Path) -> tuple[float, list[float] | None]:

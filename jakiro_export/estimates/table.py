@@ -6,7 +6,7 @@ from jakiro_export.estimates import devices
 from jakiro_export.estimates.budget import Budget, budget
 from jakiro_export.estimates.cost_model import SIZES
 
-DEPTH = 5
+DEPTH, DRAFT_VOCAB = 5, 32768
 
 
 def jetsons() -> dict[str, devices.Gpu]:
@@ -25,11 +25,15 @@ def fits(found: Budget, gpu: devices.Gpu) -> str:
 
 
 def markdown(context: int, batch: int) -> list[str]:
-    """A row for each model: its weights, cache, workspace, all of it running and the peak of a build in GiB, then each board."""
+    """A row for each model in fp16 and in w4a16, the latter with a head over 32,768 tokens.
+
+    In it weights, cache, workspace, all of it running and the peak of a build in GiB, then each board.
+    """
     boards = jetsons()
-    head = ["model", "weights", "cache", "workspace", "running", "building", *(gpu.label for gpu in boards.values())]
+    head = ["model", "precision", "weights", "cache", "workspace", "running", "building", *(gpu.label for gpu in boards.values())]
     rows = []
-    for name, sizes in SIZES.items():
+    for name, precision in ((name, precision) for name in SIZES for precision in ("fp16", "w4a16")):
+        sizes = SIZES[name].at(precision, None if precision == "fp16" else DRAFT_VOCAB)
         per_board = {
             board: budget(sizes.target(), sizes.draft(DEPTH), gpu, sizes.hidden, sizes.vocab, context, batch)
             for board, gpu in boards.items()
@@ -37,5 +41,5 @@ def markdown(context: int, batch: int) -> list[str]:
         one = next(iter(per_board.values()))  # the sizes are the same on every board
         parts = (one.target + one.draft, one.cache, one.activations, one.running, one.build)
         cells = [fits(per_board[board], boards[board]) for board in boards]
-        rows.append([name, *(f"{size / 2**30:.2f}" for size in parts), *cells])
+        rows.append([name, precision, *(f"{size / 2**30:.2f}" for size in parts), *cells])
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]

@@ -93,6 +93,11 @@ class DraftHead(ABC):
         return f"{self.title}, {self.parameters / 1e6:.2f} M parameters"
 
     @property
+    def frequency(self) -> str:
+        """By what `token_map` chooses: "most frequent" where the checkpoint says how frequent tokens are, else "lowest"."""
+        return "most frequent" if self.token_order is not None else "lowest-numbered"
+
+    @property
     def num_experts(self) -> int:
         """Experts that the layer mixes."""
         return 1

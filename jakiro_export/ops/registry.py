@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -60,6 +60,19 @@ def bodies(model: ir.Model) -> list[onnx.FunctionProto]:
         if made.setdefault(operator.name, body) != body:
             raise ExportError(f"The graph has {operator.name} nodes that differ in shapes or attributes; one kind a graph.")
     return [made[name] for name in sorted(made)]
+
+
+def standard_nodes(name: str, inputs: Sequence[ir.Value], opset: int = 20) -> tuple[list[ir.Node], list[ir.Value]]:
+    """What an operator without attributes consists of, in place of one node: nodes, not yet in a graph, and its results."""
+    function = _OPERATORS[name].function(CallSite(opset, int(inputs[0].dtype or ir.DataType.FLOAT)))
+    values = dict(zip(function.input, inputs, strict=True))
+    nodes = []
+    for proto in function.node:
+        attributes = [ir.serde.deserialize_attribute(each) for each in proto.attribute]
+        made = ir.Node("", proto.op_type, [values[each] for each in proto.input], attributes, num_outputs=len(proto.output))
+        values.update(zip(proto.output, made.outputs, strict=True))
+        nodes.append(made)
+    return nodes, [values[each] for each in function.output]
 
 
 def _site(node: ir.Node, operator: Operator, opset: int) -> CallSite:

@@ -46,7 +46,10 @@ def prepare(
     constant_shapes(model)
     remove_duplicates(model)
     fuse_projections(model)
-    if recipe is not None:
+    if recipe is not None and recipe.gpu:
+        quantize_experts(model, recipe)
+        quantize_matmuls(model, recipe, logits)
+    elif recipe is not None:
         fuse_layers(model)
         quantize_experts(model, recipe)
         quantize_matmuls(model, recipe, logits)

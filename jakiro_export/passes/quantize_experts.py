@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from jakiro_export.artifact.weights import Reshaped, Stacked
-from jakiro_export.ops import DOMAIN, expert_dispatch, mix_experts, swiglu
+from jakiro_export.ops import DOMAIN, expert_dispatch, mix_experts, registry, swiglu
 from jakiro_export.passes.editing import drop_unused_initializers, lazy_weight, replace
 from jakiro_export.passes.quantize_matmuls import quantized_matmul
 from jakiro_export.quantization.layouts.cpu_tiles import OUTPUTS
@@ -31,7 +31,8 @@ def _quantize(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
     assert isinstance(down, Reshaped)
     assert isinstance(down.weight, Stacked)
     experts, width, hidden = gate_up.shape
-    if experts != 2 or node.attributes.get_int("top_k") != experts or hidden % OUTPUTS or width % (2 * OUTPUTS):
+    tiles = 1 if recipe.gpu else OUTPUTS
+    if experts != 2 or node.attributes.get_int("top_k") != experts or hidden % tiles or width % (2 * tiles):
         return
     names = [str(matrix.name) for matrix in matrices if matrix is not None]
     together = Reshaped(gate_up.weight, (experts * width, hidden))  # one matmul for the gates and ups of all experts
@@ -45,14 +46,22 @@ def _quantize(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
         nodes.extend(made if isinstance(made, list) else [made])
         return list(nodes[-1].outputs)
 
+    def apply(name: str, inputs: list[ir.Value]) -> list[ir.Value]:
+        """An operator of ours, or for a GPU, which has none, what it consists of."""
+        if not recipe.gpu:
+            return add(ir.node(name, inputs, domain=DOMAIN, num_outputs=len(registry.operators()[name].outputs)))
+        body, outputs = registry.standard_nodes(name, inputs)
+        nodes.extend(body)
+        return outputs
+
     (both,) = add(quantized_matmul(model, into, x, together, names[0]))
     split: dict[str, Any] = {"axis": -1, "num_outputs": experts}
     inner = add(ir.node("Split", [both], attributes=split, num_outputs=experts))
     results: list[ir.Value] = []
     for expert, weight in enumerate(down.weight.parts):
-        (gated,) = add(ir.node(swiglu.NAME, [inner[expert]], domain=DOMAIN))
+        (gated,) = apply(swiglu.NAME, [inner[expert]])
         results += add(quantized_matmul(model, out_of, gated, weight, f"{names[1]}.{expert}"))
-    made = add(ir.node(mix_experts.NAME, [router_logits, *results], domain=DOMAIN, num_outputs=2))
+    made = apply(mix_experts.NAME, [router_logits, *results])
     model.graph.insert_before(node, nodes)
     for output, new in zip(node.outputs, made, strict=True):
         replace(output, new)

@@ -1,10 +1,9 @@
-"""Matmuls of a float32 activation with a constant matrix, in the scheme that a recipe gives the matrix."""
+"""Matmuls of an activation with a constant matrix, in the scheme that a recipe gives the matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -12,6 +11,8 @@ from jakiro_export.artifact.weights import Transposed, Weight
 from jakiro_export.passes.editing import add_initializer, drop_unused_initializers, lazy_weight, replace
 from jakiro_export.quantization.recipe import Recipe
 from jakiro_export.quantization.scheme import Scheme
+
+_REAL = ("float32", "float16", "bfloat16")
 
 
 def quantize_matmuls(model: ir.Model, recipe: Recipe, logits: Collection[str] = ()) -> None:
@@ -22,7 +23,7 @@ def quantize_matmuls(model: ir.Model, recipe: Recipe, logits: Collection[str] = 
     graph = model.graph
     for node in list(graph):
         matrix = _constant_matrix(node)
-        if matrix is None or matrix.dtype != np.float32 or len(matrix.shape) != 2:
+        if matrix is None or matrix.dtype.name not in _REAL or len(matrix.shape) != 2:
             continue
         data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
         assert data is not None

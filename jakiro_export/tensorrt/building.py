@@ -35,13 +35,17 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to build; see `jakiro-build --help`. workspace: bytes; plugin: the library with ExpertDispatch, or None."""
+    """How to build; see `jakiro-build --help`. workspace: bytes; plugin: the library with ExpertDispatch, or None.
+
+    own_int4: the library's GroupMatMul in place of TensorRT's products of int4 weights
+    """
 
     limits: Limits = field(default_factory=Limits)
     workspace: int = 1 << 30
     level: int = 3
     strip_weights: bool = False
     plugin: Path | None = None
+    own_int4: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,12 @@ class Step:
 
     @property
     def uses_plugin(self) -> bool:
-        return self.settings.plugin is not None and self.graph.dispatches > 0
+        return self.settings.plugin is not None and (self.graph.dispatches > 0 or self.own_int4)
+
+    @property
+    def own_int4(self) -> bool:
+        """Whether int4 weights are multiplied with by the plugin."""
+        return self.settings.own_int4 and self.graph.int4_products > 0
 
     def describe(self) -> str:
         """What it is and what it needs, in one line of figures."""
@@ -85,6 +94,8 @@ class Step:
         dispatch = ""
         if self.graph.dispatches:
             dispatch = ", expert dispatch by plugin" if self.uses_plugin else ", expert dispatch by standard operators"
+        if self.own_int4:
+            dispatch += f", {self.graph.int4_products} int4 products by plugin"
         weights = "no weights" if self.settings.strip_weights else f"{self.graph.weight_bytes / 1e6:.0f} MB of weights"
         graph = f"{self.graph.path.name}, opset {self.graph.opset}"
         return f"{self.title}: {graph}, {weights}{dispatch}; needs {need} ({self.needs.source})"
@@ -206,7 +217,8 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / step.graph.path.name
         opset_23 = versions.parses_opset_23(step.kind, versions.load(step.kind).version)
-        model.write_bytes(graphs.parsed_model(step.graph, step.uses_plugin, opset_23).SerializeToString())
+        parsed = graphs.parsed_model(step.graph, step.uses_plugin and step.graph.dispatches > 0, opset_23, step.own_int4)
+        model.write_bytes(parsed.SerializeToString())
         if step.settings.strip_weights:  # what was parsed is what the weights are given back to, by its names
             shutil.copyfile(model, folder / step.refit)
         return run_request(request(step, model, folder))

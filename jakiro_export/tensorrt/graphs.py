@@ -10,16 +10,19 @@ from onnx import TensorProto, inliner
 
 from jakiro_export.errors import ExportError
 from jakiro_export.ops import DOMAIN
+from jakiro_export.tensorrt.fp4 import has_fp4, standard_fp4
+from jakiro_export.tensorrt.group_matmul import group_matmuls, with_plugin
 from jakiro_export.tensorrt.lowering import lower
 
 _BITS: dict[int, int] = {
     TensorProto.DOUBLE: 64, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32, TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.BOOL: 8, TensorProto.INT4: 4,
-    TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8,
+    TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8, TensorProto.FLOAT4E2M1: 4,
 }  # fmt: skip
 _CPU_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits")
 _FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 _INT4 = (TensorProto.INT4, TensorProto.UINT4)
+_FP4 = (TensorProto.FLOAT4E2M1,)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Graph:
         """How many expert dispatch nodes it has."""
         return sum((node.domain, node.op_type) == (DOMAIN, "ExpertDispatch") for node in self.model.graph.node)
 
+    @property
+    def int4_products(self) -> int:
+        """How many products the plugin can take in place of TensorRT's own int4."""
+        return len(group_matmuls(self.model))
+
 
 def read(path: Path) -> Graph:
     """Reads a graph without its weights.
@@ -88,7 +96,8 @@ def read(path: Path) -> Graph:
         weight_bytes += count * weight_bits(weight) // 8
     constants = [a.t.data_type for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
     casts = [a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
-    types = {tensor.type for tensor in inputs + outputs} | {weight.data_type for weight in graph.initializer}
+    four = {TensorProto.FLOAT4E2M1} if has_fp4(model) else set()
+    types = four | {tensor.type for tensor in inputs + outputs} | {weight.data_type for weight in graph.initializer}
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     return Graph(path, model, inputs, outputs, frozenset({*types, *constants, *casts}), weight_bytes, opset)
 
@@ -123,6 +132,7 @@ def check_types(graph: Graph, sm: int) -> None:
         ((TensorProto.BFLOAT16,), "bfloat16", 80),
         (_INT4, "int4", 80),
         (_FLOAT8, "float8", 89),
+        (_FP4, "float4 (NVFP4)", 100),
     ):
         if graph.types.intersection(types) and sm < minimum:
             raise ExportError(
@@ -131,14 +141,18 @@ def check_types(graph: Graph, sm: int) -> None:
             )
 
 
-def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
+def parsed_model(graph: Graph, plugin: bool, opset_23: bool, own_int4: bool = False) -> onnx.ModelProto:
     """The model as a parser takes it: no functions, and primitives where it lacks opset 23's operators.
+
+    own_int4: with the plugin's products of int4 weights in place of TensorRT's own
 
     With `plugin` every parser looks for the plugin of the function's name: with the bodies in the file TensorRT 10.3 - 10.6 and,
     without a namespace on the node, 10.15 and later would take those. Without it each function's body is in its place.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
+    if has_fp4(model):
+        model = standard_fp4(model)
     if plugin:
         del model.functions[:]
     else:
@@ -147,4 +161,6 @@ def parsed_model(graph: Graph, plugin: bool, opset_23: bool) -> onnx.ModelProto:
         kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         del model.opset_import[:]
         model.opset_import.extend(kept)
+    if own_int4:
+        model = with_plugin(model)
     return model if opset_23 else lower(model)

@@ -15,6 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from jakiro_export.errors import ExportError
+from jakiro_export.tensorrt import fp4
 
 OPSET, BLOCKED_OPSET = 20, 21  # 21 where weights are dequantised in blocks
 IR_VERSION = 10
@@ -110,7 +111,7 @@ _LOWERED: dict[str, Callable[[_Writer, NodeProto], None]] = {"RMSNormalization":
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in operators of opset 20 (21 with blocked weights); changed in place.
+    """The model in operators of opset 20 (21 with blocked weights, 23 with four-bit floats); changed in place.
 
     Raises:
         ExportError: a norm or a rotary embedding is none of those that this exporter writes
@@ -125,12 +126,16 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = list(write.nodes)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    opset = BLOCKED_OPSET if any(_blocked(node) for node in nodes) else OPSET
+    opset = fp4.OPSET if _four_bit_floats(model) else BLOCKED_OPSET if any(_blocked(node) for node in nodes) else OPSET
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = min(entry.version, opset)
-    model.ir_version = min(model.ir_version, IR_VERSION)
+    model.ir_version = min(model.ir_version, fp4.IR_VERSION if opset == fp4.OPSET else IR_VERSION)
     return model
+
+
+def _four_bit_floats(model: onnx.ModelProto) -> bool:
+    return any(weight.data_type == TensorProto.FLOAT4E2M1 for weight in model.graph.initializer)
 
 
 def _blocked(node: NodeProto) -> bool:

@@ -32,6 +32,8 @@ _ADDED = {"tensorrt": {(10, 15): ("RMSNormalization", "RotaryEmbedding", "Attent
 _ADDED["tensorrt-rtx"] = {(1, 7): _ADDED["tensorrt"][10, 15]}
 _REFUSED = {"tensorrt": (), "tensorrt-rtx": ("NonZero", "DeformConv")}
 
+_PLUGINS = ("ExpertDispatch", "GroupMatMul")  # of libjakiro_plugins.so
+
 
 def parsed(kind: str, version: tuple[int, ...]) -> frozenset[str]:
     """The operators that a version's parser has. kind: "tensorrt" or "tensorrt-rtx"."""
@@ -50,5 +52,5 @@ def unparsed(model: onnx.ModelProto, kind: str, version: tuple[int, ...], plugin
         if node.domain in ("", "ai.onnx"):
             found[node.op_type] += node.op_type not in known
         else:
-            found[node.op_type] += not (plugin and (node.domain, node.op_type) == (DOMAIN, "ExpertDispatch"))
+            found[node.op_type] += not (plugin and node.domain == DOMAIN and node.op_type in _PLUGINS)
     return dict(+found)

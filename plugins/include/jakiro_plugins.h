@@ -69,6 +69,25 @@ typedef struct {
 
 JAKIRO_API cudaError_t jakiro_kv_commit(const JakiroKvCommit* arguments, cudaStream_t stream);
 
+/* y = x * w with int4 weights and activations in half precision or bfloat16 (W4A16):
+ *
+ *   w[k, n] = weights[k, n] * scales[k / group, n], rounded to `type`; sums in float
+ *
+ * Weights are ONNX's INT4 tensor [in, out]: two outputs a byte, the first in the lower bits, in two's complement. `group` is
+ * 32, 64 or 128 and divides `in`; `out` is a multiple of 8. All pointers are aligned to 16 bytes. */
+typedef struct {
+  JakiroType type; /* JAKIRO_HALF or JAKIRO_BFLOAT16 */
+  int64_t rows, in, out;
+  int32_t group;
+  const void* x;       /* [rows, in] */
+  const void* weights; /* [in, out / 2] bytes */
+  const void* scales;  /* [in / group, out] */
+  void* y;             /* [rows, out] */
+} JakiroGroupMatMul;
+
+/* cudaErrorInvalidValue where the sizes make no sense; otherwise what the launch returned. */
+JAKIRO_API cudaError_t jakiro_group_matmul(const JakiroGroupMatMul* arguments, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

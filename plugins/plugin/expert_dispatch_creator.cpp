@@ -4,6 +4,7 @@
 #include <new>
 
 #include "expert_dispatch_plugin.h"
+#include "group_matmul_plugin.h"
 
 namespace jakiro {
 
@@ -15,7 +16,7 @@ trt::ILoggerFinder* logger_finder = nullptr;
 
 void report(char const* format, ...) {
   char text[600];
-  int length = std::snprintf(text, sizeof text, "%s: ", kPluginName);
+  int length = std::snprintf(text, sizeof text, "jakiro: ");
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text + length, sizeof text - length, format, arguments);
@@ -50,7 +51,7 @@ trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name, 
     if (std::strcmp(field.name, "contrast") == 0) contrast = value;
   }
   if (top_k < 1 || (contrast != 0 && contrast != 1)) {
-    report("node '%s' has top_k = %d and contrast = %d; expected top_k of 1 or more and contrast of 0 or 1",
+    report("ExpertDispatch: node '%s' has top_k = %d and contrast = %d; expected top_k of 1 or more and contrast of 0 or 1",
            name == nullptr ? "" : name, top_k, contrast);
     return nullptr;
   }
@@ -64,8 +65,9 @@ trt::IPluginV3* ExpertDispatchCreator::createPlugin(trt::AsciiChar const* name, 
 extern "C" JAKIRO_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { jakiro::logger_finder = finder; }
 
 extern "C" JAKIRO_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static jakiro::ExpertDispatchCreator creator;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
+  static jakiro::ExpertDispatchCreator expert_dispatch;
+  static jakiro::GroupMatMulCreator group_matmul;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&expert_dispatch, &group_matmul};
+  count = 2;
   return creators;
 }

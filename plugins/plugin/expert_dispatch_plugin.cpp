@@ -40,7 +40,8 @@ trt::IPluginV3* ExpertDispatchPlugin::clone() noexcept { return new (std::nothro
 int32_t ExpertDispatchPlugin::getOutputDataTypes(trt::DataType* output_types, int32_t outputs, trt::DataType const* input_types,
                                                  int32_t inputs) const noexcept {
   if (inputs != kInputs || outputs != kOutputs) {
-    report("takes %d inputs and makes %d outputs; the network gives it %d and %d", kInputs, kOutputs, inputs, outputs);
+    report("ExpertDispatch: takes %d inputs and makes %d outputs; the network gives it %d and %d", kInputs, kOutputs, inputs,
+           outputs);
     return -1;
   }
   output_types[0] = output_types[1] = input_types[kX];
@@ -66,15 +67,15 @@ bool ExpertDispatchPlugin::supportsFormatCombination(int32_t position, trt::Dyna
 bool ExpertDispatchPlugin::fits(trt::Dims const& x, trt::Dims const& logits, trt::Dims const& gate_up,
                                 trt::Dims const& down) const {
   if (x.nbDims != 2 || logits.nbDims != 2 || gate_up.nbDims != 3 || down.nbDims != 3) {
-    report("x and router_logits must have 2 dimensions, gate_up and down 3; found %d, %d, %d and %d", x.nbDims, logits.nbDims,
-           gate_up.nbDims, down.nbDims);
+    report("ExpertDispatch: x and router_logits must have 2 dimensions, gate_up and down 3; found %d, %d, %d and %d", x.nbDims,
+           logits.nbDims, gate_up.nbDims, down.nbDims);
     return false;
   }
   const int64_t hidden = x.d[1], experts = down.d[0], inner = down.d[2];
   if (!agree(x.d[0], logits.d[0]) || !agree(gate_up.d[0], experts) || !agree(gate_up.d[2], hidden) || !agree(down.d[1], hidden) ||
       (experts >= 0 && !agree(logits.d[1], experts + 2)) || (inner >= 0 && !agree(gate_up.d[1], 2 * inner))) {
     report(
-        "shapes do not belong together: x [%ld, %ld], router_logits [%ld, %ld], gate_up [%ld, %ld, %ld], "
+        "ExpertDispatch: shapes do not belong together: x [%ld, %ld], router_logits [%ld, %ld], gate_up [%ld, %ld, %ld], "
         "down [%ld, "
         "%ld, %ld]; expected [rows, hidden], [rows, experts + 2], [experts, 2 * inner, hidden], [experts, "
         "hidden, "
@@ -84,7 +85,8 @@ bool ExpertDispatchPlugin::fits(trt::Dims const& x, trt::Dims const& logits, trt
     return false;
   }
   if (experts >= 0 && (experts < 2 || top_k_ > experts)) {
-    report("%ld experts with top_k = %d: expected at least 2 experts, and top_k of at most as many", long(experts), top_k_);
+    report("ExpertDispatch: %ld experts with top_k = %d: expected at least 2 experts, and top_k of at most as many",
+           long(experts), top_k_);
     return false;
   }
   return true;
@@ -130,7 +132,7 @@ int32_t ExpertDispatchPlugin::enqueue(trt::PluginTensorDesc const* input_descrip
   call.contrast_output = outputs[1];
   call.workspace = workspace;
   const cudaError_t error = jakiro_expert_dispatch(&call, stream);
-  if (error != cudaSuccess) report("CUDA error %d on launch", static_cast<int>(error));
+  if (error != cudaSuccess) report("ExpertDispatch: CUDA error %d on launch", static_cast<int>(error));
   return error == cudaSuccess ? 0 : -1;
 }
 

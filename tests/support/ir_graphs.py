@@ -42,7 +42,9 @@ def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
     del proto.functions[:]
     proto.functions.extend(registry.bodies(model))
     onnx.checker.check_model(proto)
-    found: list[np.ndarray] = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # as the runtime does
+    found: list[np.ndarray] = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
         None, inputs
     )
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Array = np.ndarray
@@ -141,6 +142,21 @@ def _form(matmul: Callable[..., Array], weights: int, norm: bool, gate: bool, ad
     return result
 
 
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def dequantize_fp4(scales: Array, packed: Array) -> Array:
+    codes = np.stack([packed % 16, packed // 16], -1).reshape(len(packed), -1)
+    return np.where(codes < 8, 1, -1) * _FP4[codes % 8] * np.repeat(scales, 16, 0)
+
+
+def round_fp4(x: Array) -> Array:
+    blocks = x.reshape(*x.shape[:-1], -1, 16)
+    scale = (np.abs(blocks).max(-1, keepdims=True) / 6 * 2048).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) / 2048
+    steps = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
+    return (steps.astype(ml_dtypes.float4_e2m1fn).astype(np.float64) * scale).reshape(x.shape)
+
+
 DEFINITIONS: dict[str, Callable[..., Any]] = {
     "RMSNormalization": rms_norm,
     "RotaryEmbedding": rotary,
@@ -153,6 +169,8 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
     "SplitHeads": split_heads,
     "SwiGlu": swiglu,
     "BestToken": best_token,
+    "DequantizeFp4": dequantize_fp4,
+    "RoundFp4": round_fp4,
 }
 for _name, _matmul in (("RowInt8MatMul", int8_matmul), ("RowInt4MatMul", int4_matmul)):
     DEFINITIONS[_name] = _form(_matmul, 3, False, False, False)

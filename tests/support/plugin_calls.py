@@ -21,12 +21,24 @@ class Dispatch(ctypes.Structure):
     )
 
 
+class GroupMatMul(ctypes.Structure):
+    """JakiroGroupMatMul of the same header."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("rows", "in", "out")),
+        ("group", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "scales", "y")),
+    )
+
+
 def declare(library: Any) -> Any:
     """Tell ctypes the types of the library's calls."""
     library.jakiro_expert_dispatch_workspace.restype = ctypes.c_size_t
     library.jakiro_expert_dispatch_workspace.argtypes = [ctypes.c_int] + [ctypes.c_int64] * 3 + [ctypes.c_int32]
     library.jakiro_expert_dispatch.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.jakiro_kv_commit.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.jakiro_group_matmul.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     return library
 
 

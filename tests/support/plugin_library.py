@@ -20,7 +20,7 @@ from filelock import FileLock
 import plugin_reference as reference
 from jakiro_runtime.backends.cuda_memory import KvCommit
 from paths import ROOT
-from plugin_calls import TYPES, Dispatch, declare
+from plugin_calls import TYPES, Dispatch, GroupMatMul, declare
 
 SOURCES = ROOT / "plugins"
 CACHE = ROOT / ".jakiro" / "plugins"
@@ -137,6 +137,20 @@ class Library:
                     f"{result[row, column]} where {wanted[row, column]:.6g} +- {tolerance[row, column]:.2g} was expected"
                 )
 
+    def group_matmul(
+        self, x: np.ndarray, steps: np.ndarray, scales: np.ndarray, type: str, seed: int = 0, detailed: bool = False
+    ) -> np.ndarray:
+        """x [rows, in] times steps [in, out], -8 to 7, with scales [in / group, out]. Raises Fault."""
+        self.clear(detailed, seed)
+        codes = (steps & 15).astype(np.uint8)
+        arrays = [aligned(x), aligned(codes[:, ::2] | codes[:, 1::2] << 4), aligned(scales)]
+        y = aligned(np.full((len(x), steps.shape[1]), np.nan, x.dtype))
+        pointers = [self.know(name, array) for name, array in zip(("x", "weights", "scales"), arrays, strict=True)]
+        pointers.append(self.know("y", y, True))
+        call = GroupMatMul(TYPES[type], len(x), *steps.shape, len(steps) // len(scales), *pointers)
+        self.check(self.c.jakiro_group_matmul(ctypes.byref(call), None))
+        return y
+
     def kv_commit(
         self,
         new_rows: list[np.ndarray],
@@ -190,7 +204,7 @@ def _compile(
 ) -> None:
     output = library.parent
     units = [sources / "kernels" / f"dispatch_{name}.cu" for name in TYPES]
-    units += [sources / "kernels" / name for name in ("expert_dispatch.cu", "kv_commit.cu")]
+    units += [sources / "kernels" / name for name in ("expert_dispatch.cu", "kv_commit.cu", "group_matmul.cu")]
     units += [sources / "shim" / name for name in ("fiber.cpp", "counters.cpp", "control.cpp")]
     flags = FLAGS if warnings else [flag for flag in FLAGS if not flag.startswith("-W")]
     include = ["-DJAKIRO_SHIM", *defines, f"-I{sources / 'shim'}", f"-I{sources / 'include'}"]

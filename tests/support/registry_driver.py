@@ -85,6 +85,41 @@ def worst(results: list[np.ndarray], problem: Problem) -> float:
     return max(float((np.abs(r.astype(np.float64) - e) / t).max()) for r, e, t in zip(results, expected, tolerances, strict=True))
 
 
+def group_matmul(registry: Any, probe: Probe) -> dict[str, Any]:
+    """GroupMatMul made by its creator and run, once as it should be and then as it must be refused."""
+    creator = registry.get_creator("GroupMatMul", VERSION, NAMESPACE)
+    if creator is None:
+        return {"known": False}
+    plugin, random = create(creator, tensorrt.TensorRTPhase.BUILD), np.random.default_rng(0)
+    rows, size_in, size_out, group = 11, 128, 72, 32
+    x = aligned(random.standard_normal((rows, size_in)).astype(np.float16))
+    codes = random.integers(0, 16, (size_in, size_out)).astype(np.uint8)
+    scales = aligned(random.uniform(0.02, 0.1, (size_in // group, size_out)).astype(np.float16))
+    weights, y = aligned(codes[:, ::2] | codes[:, 1::2] << 4), aligned(np.full((rows, size_out), np.nan, np.float16))
+    named = {"x": x, "weights": weights, "scales": scales, "y": y}
+
+    def run(sizes: tuple[int, ...], kind: Any = tensorrt.float16, weight: Any = tensorrt.int8) -> int:
+        probe.library.clear(seed=1)
+        pointers = [probe.library.know(name, array, name == "y") for name, array in named.items()]
+        arguments = (ctypes.c_int64 * 4)(*sizes), (ctypes.c_void_p * 4)(*pointers)
+        return int(probe.c.probe_group_matmul(ctypes.c_void_p(address(plugin)), int(kind), int(weight), *arguments))
+
+    sizes = (rows, size_in, size_out, group)
+    code = run(sizes)
+    probe.library.check(code)
+    steps = np.where(codes > 7, codes.astype(np.int8) - 16, codes).astype(np.float32)
+    matrix = (steps * np.repeat(scales, group, 0).astype(np.float32)).astype(np.float16).astype(np.float64)
+    exact = x.astype(np.float64) @ matrix
+    error = float(np.abs(y.astype(np.float64) - exact).max())
+    refused = {
+        "float": run(sizes, tensorrt.float32),
+        "uint8 weights": run(sizes, weight=tensorrt.uint8),
+        "groups of 16": run((rows, size_in, size_out, 16)),
+        "odd outputs": run((rows, size_in, 60, group)),
+    }
+    return {"known": True, "code": code, "error": error, "refused": refused}
+
+
 def main() -> None:
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)  # made before the registry is used, kept until the end
     registry = tensorrt.get_plugin_registry()
@@ -117,6 +152,7 @@ def main() -> None:
     report["top_k_beyond_the_experts"] = probe.workspace(plugin, few)
     report["refuses_int8"] = probe.refuses_type(create(creator, build, top_k=2, contrast=1), few, tensorrt.int8)
     report["handle"] = handle is not None
+    report["group_matmul"] = group_matmul(registry, probe)
     print(json.dumps(report))
     del logger
 

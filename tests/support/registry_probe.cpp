@@ -79,3 +79,33 @@ PROBE int probe_enqueue(void* plugin, int type, int64_t const* sizes, void* cons
   delete attached;
   return result;
 }
+
+/// GroupMatMul: the build interface's questions, then a clone run once. sizes: rows, in, out, group; buffers: x, weights,
+/// scales, y. -1 and -2: refused when building, or of its shapes.
+PROBE int probe_group_matmul(void* plugin, int type, int weight_type, int64_t const* s, void* const* buffers) {
+  const int64_t shapes[4][3] = {{1, s[0], s[1]}, {s[1], s[2] / 2}, {s[1] / s[3], s[2]}, {1, s[0], s[2]}};
+  PluginTensorDesc now[4]{};
+  DynamicPluginTensorDesc range[4]{};
+  for (int i = 0; i < 4; ++i) {
+    now[i].dims = dims(shapes[i], i == 1 || i == 2 ? 2 : 3);
+    now[i].type = static_cast<DataType>(i == 1 ? weight_type : type);
+    now[i].format = TensorFormat::kLINEAR;
+    range[i].desc = now[i];
+    range[i].min = range[i].max = range[i].opt = now[i].dims;
+  }
+  auto* build = capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
+  DataType in[3] = {now[0].type, now[1].type, now[2].type}, out[1];
+  if (build->getNbOutputs() != 1 || build->getOutputDataTypes(out, 1, in, 3) != 0 || out[0] != in[0]) return -1;
+  for (int i = 0; i < 4; ++i)
+    if (!build->supportsFormatCombination(i, range, 3, 1)) return -1;
+  if (build->configurePlugin(range, 3, range + 3, 1) != 0) return -1;
+  auto* runtime = capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
+  if (runtime->getFieldsToSerialize()->nbFields != 0) return -1;
+  IPluginV3* attached = runtime->attachToContext(nullptr);
+  if (attached == nullptr) return -100;
+  runtime = capability<IPluginV3OneRuntime>(attached, PluginCapabilityType::kRUNTIME);
+  int result = runtime->onShapeChange(now, 3, now + 3, 1) == 0 ? 0 : -2;
+  if (result == 0) result = runtime->enqueue(now, now + 3, buffers, const_cast<void**>(buffers) + 3, nullptr, nullptr);
+  delete attached;
+  return result;
+}

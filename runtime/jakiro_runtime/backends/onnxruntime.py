@@ -66,6 +66,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     # draft and target take turns on the same cores: an idle pool that spins takes them from the other
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # int4 weights times activations as they are; by itself ONNX Runtime would round these to int8
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return options
 
 

@@ -32,7 +32,7 @@ from jakiro_runtime.backends import cuda_driver  # noqa: E402
 from jakiro_runtime.backends.cuda_driver import Driver  # noqa: E402
 from jakiro_runtime.backends.cuda_memory import CudaMemory, KvCommit, load_plugin  # noqa: E402
 from jakiro_runtime.errors import EngineError  # noqa: E402
-from plugin_calls import TYPES, Dispatch, declare, from_bits, to_bits  # noqa: E402
+from plugin_calls import TYPES, Dispatch, GroupMatMul, declare, from_bits, to_bits  # noqa: E402
 from tier_plugin import plugin_library  # noqa: E402
 
 POISON = 0xFF  # NaN in every floating type
@@ -165,6 +165,81 @@ def check_rows_alone(checks: Checklist, memory: CudaMemory, library: Any) -> Non
                 for array, before in zip(many.outputs, together, strict=True):
                     assert array[0].copy().tobytes() == before[r].tobytes(), f"{kind}, row {r}"
         figures["types"] = len(TYPES)
+
+
+class Int4Call:
+    """A call of GroupMatMul with its tensors on the device."""
+
+    def __init__(
+        self, memory: CudaMemory, library: Any, kind: str, rows: int, size_in: int, size_out: int, group: int, sets: int = 1
+    ) -> None:
+        random = np.random.default_rng([rows, size_in, size_out, group])
+        self.memory, self.library, self.kind, self.group = memory, library, kind, group
+        self.x = to_bits(random.standard_normal((rows, size_in), np.float32), kind)
+        self.codes = random.integers(0, 256, (size_in, size_out // 2), np.uint8)
+        self.scales = to_bits(random.uniform(0.02, 0.1, (size_in // group, size_out)).astype(np.float32), kind)
+        self.y = memory.empty((rows, size_out), self.x.dtype)
+        x, scales = memory.upload(self.x), memory.upload(self.scales)
+        weights = [memory.upload(self.codes) for _ in range(sets)]
+        self._alive = (x, scales, weights)
+        self.arguments = [
+            GroupMatMul(TYPES[kind], rows, size_in, size_out, group, x.address, each.address, scales.address, self.y.address)
+            for each in weights
+        ]
+
+    def launch(self, number: int = 0) -> None:
+        arguments = self.arguments[number % len(self.arguments)]
+        self.memory.driver.check(self.library.jakiro_group_matmul(ctypes.byref(arguments), self.memory.stream), "int4 matmul")
+
+    def compare(self) -> float:
+        """The largest error as a share of what is allowed. Raises AssertionError above 1."""
+        steps = np.stack([self.codes & 15, self.codes >> 4], -1).reshape(len(self.codes), -1).astype(np.int8)
+        steps = np.where(steps > 7, steps - 16, steps).astype(np.float32)
+        products = steps * np.repeat(from_bits(self.scales, self.kind), self.group, 0)
+        matrix = from_bits(to_bits(products, self.kind), self.kind).astype(np.float64)  # as DequantizeLinear rounds
+        x = from_bits(self.x, self.kind).astype(np.float64)
+        exact, found = x @ matrix, from_bits(self.y.copy(), self.kind).astype(np.float64)
+        allowed = np.abs(exact) * 2.0 ** (-8 if self.kind == "bfloat16" else -11) + (np.abs(x) @ np.abs(matrix)) * 2.0**-20
+        share = np.abs(found - exact) / allowed
+        assert (share <= 1).all(), f"{(~(share <= 1)).sum()} of {share.size} values are off"  # NaN too
+        return float(share.max())
+
+
+def check_int4(checks: Checklist, memory: CudaMemory, library: Any, small: bool) -> None:
+    sizes = ((256, 136, 32), (1024, 512, 128)) if small else ((256, 136, 32), (320, 72, 64), (1024, 512, 128), (4096, 1024, 128))
+    for kind in ("half", "bfloat16"):
+        with checks.check(
+            f"int4 group matmul in {kind} is what NumPy computes in double, and again from a CUDA graph"
+        ) as figures:
+            worst, count = 0.0, 0
+            for (size_in, size_out, group), rows in product(sizes, (1, 9, 33) if small else (*FEW, 1, 17, 33, 100)):
+                call = Int4Call(memory, library, kind, rows, size_in, size_out, group)
+                memory.driver.fill(call.y.address, POISON, call.y.nbytes, memory.stream)
+                call.launch()
+                worst = max(worst, call.compare())
+                before = call.y.copy().tobytes()
+                recording = memory.record(call.launch)
+                assert recording is not None, "the launch cannot be recorded"
+                memory.driver.fill(call.y.address, POISON, call.y.nbytes, memory.stream)
+                recording.launch()
+                assert call.y.copy().tobytes() == before, "the same call gave other bits the second time"
+                count += 1
+            figures["cases"], figures["largest error as a share of the bound"] = count, round(worst, 3)
+
+
+def check_int4_speed(checks: Checklist, memory: CudaMemory, library: Any) -> None:
+    cache = memory.driver.attribute(cuda_driver.L2_BYTES)
+    with checks.check("speed of the int4 group matmul: 4096 x 14336, groups of 128, half") as figures:
+        size_in, size_out, table = 4096, 14336, []
+        moved = size_in * size_out // 2 + size_in // 128 * size_out * 2
+        for rows in (1, 8, 16, 32, 61, 128):
+            call = Int4Call(memory, library, "half", rows, size_in, size_out, 128, max(2, -(-4 * cache // moved)))
+            call.launch()
+            memory.synchronize()
+            seconds = timed(memory, call.launch, max(8, len(call.arguments)))
+            table.append(f"{rows:3} rows: {seconds * 1e6:8.1f} us, {moved / seconds / 1e9:6.0f} GB/s of weights and scales")
+            del call
+        figures["table"] = table
 
 
 def check_commit(checks: Checklist, memory: CudaMemory, library: Any) -> None:
@@ -316,9 +391,11 @@ def main() -> int:
     memory = CudaMemory(driver, library)
     check_dispatch(checks, memory, library, options.small)
     check_rows_alone(checks, memory, library)
+    check_int4(checks, memory, library, options.small)
     check_commit(checks, memory, library)
     if not options.small:
         check_speed(checks, memory, library)
+        check_int4_speed(checks, memory, library)
         check_sanitizer(checks, path)
     return checks.done()
 

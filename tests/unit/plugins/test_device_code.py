@@ -20,6 +20,7 @@ ALL_KERNELS = """
 #include "combine.cuh"
 #include "down_each.cuh"
 #include "down_pair.cuh"
+#include "group_matmul.cuh"
 #include "gate_up.cuh"
 #include "kv_commit.cuh"
 #include "route.cuh"
@@ -33,9 +34,12 @@ namespace jakiro {
   template __global__ void route<T>(Route<T>);                                                              \\
   template __global__ void combine<T>(Combine<T>);
 TYPE(float) TYPE(half) TYPE(bfloat16)
+#define GROUPS(T, tiles) template __global__ void group_matmul<T, tiles>(GroupMatmul<T>);
+GROUPS(half, 1) GROUPS(half, 2) GROUPS(half, 4) GROUPS(half, 8)
+GROUPS(bfloat16, 1) GROUPS(bfloat16, 2) GROUPS(bfloat16, 4) GROUPS(bfloat16, 8)
 }  // namespace jakiro
 """
-KERNELS = 3 * (3 * 6 + 2) + 1
+KERNELS = 3 * (3 * 6 + 2) + 2 * 4 + 1
 # NVRTC sees no C library; these are what the kernels take from one.
 HEADERS = {
     "stddef.h": "",
@@ -98,7 +102,14 @@ def test_cmake_builds_plugin_and_kernels_for_several_gpus(tmp_path: Path) -> Non
     run("cmake", "--build", str(tmp_path), "--parallel", "2")
     library = tmp_path / "libjakiro_plugins.so"
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", str(library)).splitlines()}
-    ours = {"jakiro_expert_dispatch", "jakiro_expert_dispatch_workspace", "jakiro_kv_commit", "getCreators", "setLoggerFinder"}
+    ours = {
+        "jakiro_expert_dispatch",
+        "jakiro_expert_dispatch_workspace",
+        "jakiro_kv_commit",
+        "jakiro_group_matmul",
+        "getCreators",
+        "setLoggerFinder",
+    }
     assert ours <= exported
     assert not any(name.startswith("jakiro_shim") for name in exported)
     if shutil.which("cuobjdump") is not None:

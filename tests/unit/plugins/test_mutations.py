@@ -13,6 +13,7 @@ import pytest
 
 import plugin_library
 from commit_check import check_commit
+from group_check import check_group_matmul
 from plugin_library import Library, Problem
 
 pytestmark = pytest.mark.slow  # a build of its own
@@ -41,6 +42,21 @@ MUTANTS = {
     "one listed row is lost": ("route.cuh", "if (listed)", "if (listed && !(MUTANT && r == 2))"),
     "the sum leaves out the last expert": ("combine.cuh", "e < p.experts;", "e < p.experts - MUTANT;"),
     "accepted rows land one place off": ("kv_commit.cuh", "(first + i) * units", "(first + i + MUTANT) * units"),
+    "no barrier before int4's sums are added": ("group_matmul.cuh", "__syncthreads();", "if (!MUTANT) __syncthreads();"),
+    "one buffer for int4's sums": ("group_matmul.cuh", "(j % 2) *", "(MUTANT ? 0 : j % 2) *"),
+    "one warp's inputs are left out": ("group_matmul.cuh", "other < kGroupWarps;", "other < kGroupWarps - MUTANT;"),
+    "the next group's scale is used": ("group_matmul.cuh", "(k / p.group)", "((k + MUTANT * 32) / p.group)"),
+    "int4 is without a sign": (
+        "group_matmul.cuh", "static_cast<int>(first << shift) >> 28",
+        "(MUTANT ? int(first << shift >> 28) : static_cast<int>(first << shift) >> 28)",
+    ),
+    "two inputs are exchanged in one operand": (
+        "group_matmul.cuh", "low[2] = {input.x,", "low[2] = {MUTANT ? input.z : input.x,",
+    ),
+    "outputs past the matrix's end are written": (
+        "group_matmul.cuh", "|| first + n >= p.out", "|| (!MUTANT && first + n >= p.out)",
+    ),
+    "rows past the last are read": ("group_matmul.cuh", "if (row < p.rows) input", "if (MUTANT || row < p.rows) input"),
     "rows past the capacity are written": ("kv_commit.cuh", "|| first + i >= p", "|| !MUTANT && first + i >= p"),
 }  # fmt: skip
 
@@ -72,6 +88,7 @@ def suite() -> dict[str, Callable[[Library], None]]:
         "wide": lambda library: library.check_dispatch(wide, seed=1),
         "four experts": lambda library: library.check_dispatch(many, seed=1),
         "ties": lambda library: library.check_dispatch(ties, seed=1),
+        "int4": lambda library: check_group_matmul(library, rows=21, size_in=288, size_out=88, group=32, seed=1),
         "cache": lambda library: check_commit(library, past=[13, 5]),
     }
 

@@ -83,3 +83,11 @@ def test_networks_that_it_cannot_serve_are_refused(report: dict[str, Any]) -> No
     assert report["top_k_beyond_the_experts"] == -1
     assert report["refuses_int8"]
     assert report["workspace"] > 0
+
+
+def test_the_int4_plugin_multiplies_and_refuses_what_it_cannot(report: dict[str, Any]) -> None:
+    found = report["group_matmul"]
+    assert found["known"]
+    assert found["code"] == 0
+    assert found["error"] < 0.01
+    assert found["refused"] == {"float": -1, "uint8 weights": -1, "groups of 16": -1, "odd outputs": -1}

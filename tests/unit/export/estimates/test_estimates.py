@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import tiny
 from jakiro_export.cli.inspect import main
 from jakiro_export.errors import UsageError
 from jakiro_export.estimates import budget, devices, estimate, table
@@ -104,6 +105,7 @@ def test_inspect_budgets_and_estimates_an_engine_as_json(tiny_engine: Path, tmp_
     assert "it fits" in data["budget"]["verdict"]
     assert "at tau 2.50" in data["estimate"]["with speculation"]
     assert "4 nodes: tau 2.50" in data["estimate"]["best tree"]
+    assert "a tree of 4" in data["estimate"]
     assert all("not run on a GPU" in part["note"] for part in data.values())
 
 
@@ -130,7 +132,7 @@ def test_the_jetson_pages_table_is_what_inspect_says() -> None:
     result = CliRunner().invoke(main, ["--budget", "--all"])
     assert result.exit_code == 0, result.output
     assert result.output.strip() in (ROOT / "docs" / "jetson.md").read_text()
-    assert len(result.output.splitlines()) == 2 + len(SIZES)
+    assert len(result.output.splitlines()) == 2 + 2 * len(SIZES)
 
 
 def test_what_fits_where() -> None:
@@ -145,3 +147,74 @@ def test_a_budget_says_when_tensorrt_builds_nothing(tiny_engine: Path) -> None:
     result = CliRunner().invoke(main, [str(tiny_engine), "--budget", "agx-orin-64gb"])
     assert result.exit_code == 0, result.output
     assert "it fits; TensorRT builds nothing from it: target.onnx has float64" in result.output
+
+
+# Published by NVIDIA for TensorRT Edge-LLM 0.9 and 0.10, tokens a second of plain decoding, batch 1
+PLAIN = [
+    ("qwen3-8b", "w4a16", "thor-128gb", 49.3),
+    ("qwen3-8b", "nvfp4", "thor-128gb", 46.8),
+    ("llama3.1-8b", "w4a16", "thor-128gb", 50.8),
+    ("qwen3-8b", "w4a16", "agx-orin-64gb", 32.5),
+]
+
+
+@pytest.mark.parametrize(("model", "precision", "device", "published"), PLAIN)
+def test_published_plain_rows_are_within_a_quarter(model: str, precision: str, device: str, published: float) -> None:
+    """Nothing in the formula was fitted to them."""
+    sizes = SIZES[model].at(precision)
+    step = estimate.seconds(sizes.target(), devices.find(device), rows=1, context=512)
+    assert 1 / step == pytest.approx(published, rel=0.25)
+
+
+def test_a_gpu_that_is_not_there_would_not_pass() -> None:
+    """A control: the same row with twice the bandwidth, or in half precision, is out of the range."""
+    thor = devices.find("thor-128gb")
+    faster, sizes = replace(thor, bandwidth=2 * thor.bandwidth), SIZES["llama3.1-8b"]
+    for target, gpu in ((sizes.at("w4a16").target(), faster), (sizes.target(), thor)):
+        assert 1 / estimate.seconds(target, gpu, 1, 512) != pytest.approx(50.8, rel=0.25)
+
+
+def test_attention_over_a_long_context_counts() -> None:
+    """Scores of every row go through memory: with a tree of 60 they cost more than the cache itself."""
+    target, thor = SIZES["llama3.1-8b"].at("w4a16").target(), devices.find("thor-128gb")
+    one, tree = (estimate.seconds(target, thor, rows, 32768) - estimate.seconds(target, thor, rows, 512) for rows in (1, 61))
+    assert tree > 3 * one
+
+
+def test_a_smaller_draft_reads_less() -> None:
+    plain = SIZES["llama3.1-8b"]
+    assert plain.draft(5).read > 8e9, "the whole projection, six times"
+    small = plain.at("w4a16", 32768).draft(5)
+    assert small.read < 1.4e9
+    assert plain.at("w4a16", 32768).draft(5, fused=True).launches == small.launches - 36
+
+
+def test_a_large_batch_wants_a_smaller_tree() -> None:
+    sizes, orin = SIZES["llama3.1-8b"].at("w4a16", 32768), devices.find("agx-orin-64gb")
+    models = (sizes.target(), sizes.draft(5), orin, estimate.ASSUMED_SHARES, 10, 512)
+    counts = [estimate.best_nodes(*models, batch)[0] for batch in (1, 8, 32)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < counts[0]
+
+
+def test_inspect_by_precision() -> None:
+    result = CliRunner().invoke(
+        main, ["llama3.1-8b", "--estimate", "thor-128gb", "--precision", "w4a16", "--batch", "8", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.output)["estimate"]
+    assert "GB of weights read" in data["draft phase"]
+    assert "assumed" in data["best tree"]
+    for arguments, word in ((["--precision", "int3"], "'int3'; there are for fp16"), (["--batch", "0"], "batch")):
+        assert word in CliRunner().invoke(main, ["llama3.1-8b", "--estimate", "thor-128gb", *arguments]).output
+
+
+@pytest.mark.slow
+def test_a_quantised_graph_is_counted_with_its_scales(
+    tmp_path: Path, half_engine: Path, tiny_target: Path, tiny_head: Path
+) -> None:
+    engine = tiny.make_engine(tmp_path / "e", tiny_target, tiny_head, precision="w8a8", verify=False)
+    half, eight = (of_graph(graphs.read(each / "target.onnx")) for each in (half_engine, engine))
+    assert eight.row_operations == half.row_operations
+    assert eight.products == half.products
+    assert 0.5 * half.read < eight.read < 0.55 * half.read, "a byte a weight and a scale a channel"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jakiro_export.quantization.recipe import LOGITS, RECIPES, Recipe, Rule
-from jakiro_export.quantization.schemes import SCHEMES
+from jakiro_export.quantization.schemes import GPU_SCHEMES, SCHEMES
 
 
 def scheme(precision: str, name: str, *shape: int, logits: tuple[str, ...] = ("model.lm_head.weight",)) -> str | None:
@@ -42,4 +42,9 @@ def test_the_first_rule_that_matches_decides() -> None:
 
 
 def test_recipes_name_schemes_that_exist() -> None:
-    assert all(name in SCHEMES for recipe in RECIPES.values() for rule in recipe.rules for name in rule.schemes)
+    assert all(
+        name in (GPU_SCHEMES if recipe.gpu else SCHEMES)
+        for recipe in RECIPES.values()
+        for rule in recipe.rules
+        for name in rule.schemes
+    )

@@ -233,3 +233,55 @@ def test_a_failed_build_leaves_what_was_there(engine: Path, tmp_path: Path, monk
         building.build(engine, steps, lambda text: None)
     assert json.loads((engine / "engine.json").read_text()) == before
     assert not os.path.lexists(engine / "tensorrt")
+
+
+# Quantised precisions: one of them here, each for every GPU that has its types in a scheduled run; others are refused before.
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def quantised(folder: Path, precision: str, **settings: object) -> Path:
+    target, head = tiny.make_target(folder / "target", layers=2, **WIDE), tiny.make_head(folder / "head", **WIDE)
+    return tiny.make_engine(folder / "engine", target, head, precision=precision, verify=False, **settings)
+
+
+@pytest.mark.slow
+def test_int4_weights_for_an_rtx_30(tmp_path: Path, rtx: list[Path]) -> None:
+    engine = quantised(tmp_path, "w4a16")
+    build(engine, "--ahead-of-time", "sm86", "--chunk", "32", "--max-context", "512")
+    check_record(engine, 86)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("precision", "compute_capabilities"),
+    [("w4a16", "sm89,sm120"), ("w8a8", "sm86,sm89,sm120"), ("fp8", "sm89,sm120"), ("nvfp4", "sm120")],
+)
+def test_quantised_engines_for_the_gpus_that_have_their_types(
+    tmp_path: Path, precision: str, compute_capabilities: str, rtx: list[Path]
+) -> None:
+    engine = quantised(tmp_path, precision)
+    build(engine, "--ahead-of-time", compute_capabilities, "--chunk", "32", "--max-context", "512")
+    for sm in compute_capabilities.split(","):
+        check_record(engine, int(sm.removeprefix("sm")))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["w4a16", "w8a8"])
+def test_an_8b_shaped_target_of_two_layers(tmp_path: Path, precision: str, rtx: list[Path]) -> None:
+    """Llama 3.1 8B's widths; a small vocabulary, because its projection is the same matmul as the others."""
+    wide = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336}
+    target = tiny.make_target(tmp_path / "target", layers=2, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **wide)
+    head = tiny.make_head(tmp_path / "head", **wide)
+    engine = tiny.make_engine(tmp_path / "engine", target, head, precision=precision, verify=False)
+    build(engine, "--ahead-of-time", "sm86,sm89,sm120", "--chunk", "64", "--max-context", "1024")
+    for sm in (86, 89, 120):
+        check_record(engine, sm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "sm", "words"), [("fp8", 86, "float8.*sm89"), ("nvfp4", 89, "NVFP4.*sm100")])
+def test_a_gpu_without_the_type_is_refused_before_a_build(tmp_path: Path, precision: str, sm: int, words: str) -> None:
+    engine = quantised(tmp_path, precision)
+    with pytest.raises(ExportError, match=words):
+        building.plan(engine, Manifest.read(engine), "tensorrt-rtx", [sm], building.Settings())
