@@ -60,6 +60,23 @@ class Stored:
             yield self.store.rows(self.name, start, min(start + step, rows)).astype(self.dtype, copy=False)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the tensors that a stored tensor is made of along its first axis: an expert's."""
+
+    store: TensorStore
+    name: str
+    dtype: np.dtype
+    index: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.store.shapes()[self.name][1:]
+
+    def panels(self) -> Iterator[np.ndarray]:
+        yield self.store.rows(self.name, self.index, self.index + 1)[0].astype(self.dtype, copy=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Picked:
     """Some rows of a stored tensor, in the order given: the head's reduced vocabulary."""

@@ -74,7 +74,8 @@ class Target:
     def find(self, parameter: str) -> str | None:
         """The name in the checkpoint of a parameter of the model; None where there is no such tensor."""
         shapes, prefix = self.store.shapes(), "model."
-        names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        names = [parameter, parameter.removeprefix(prefix), prefix + parameter]
+        names += [name.replace(".mlp.", ".block_sparse_moe.") for name in names if ".mlp." in name]  # Mixtral's own
         return next((before + name for before in ("", *_WRAPPERS) for name in names if before + name in shapes), None)
 
     def tensor_name(self, parameter: str) -> str:

@@ -37,6 +37,11 @@ KNOWN_TO_WORK = {
     "Starcoder2ForCausalLM": "StarCoder2",
     "NemotronForCausalLM": "Nemotron, Minitron",
     "OlmoForCausalLM": "OLMo",
+    "MixtralForCausalLM": "Mixtral; all experts are computed for all rows",
+    "Qwen2MoeForCausalLM": "Qwen 1.5 and 2, mixtures of experts",
+    "Qwen3MoeForCausalLM": "Qwen 3, mixtures of experts",
+    "OlmoeForCausalLM": "OLMoE",
+    "GptOssForCausalLM": "GPT-OSS, from unquantised weights",
     "ArceeForCausalLM": "Arcee AFM",
     "SeedOssForCausalLM": "Seed-OSS",
     "Ernie4_5ForCausalLM": "ERNIE 4.5, dense",
@@ -49,6 +54,8 @@ WITH_SINKS = frozenset({"gpt_oss"})  # models (config.json: "model_type") whose 
 _SIZES = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size", "max_position_embeddings",
 )  # fmt: skip
+# Mixtures of experts (config.json: "model_type") whose experts and router are traced; see `experts`
+MIXTURES = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"})
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _OWN_POSITIONS = "it adds learned positions or biases to what it attends to"
 _OWN_CACHE = "layers keep a state that is no key/value cache"
@@ -136,9 +143,9 @@ def check(config: Any) -> None:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ExportError(f"The target is a {name}, of which transformers has no causal language model; {works}.")
     experts = next((getattr(config, each) for each in _EXPERTS if isinstance(getattr(config, each, None), int)), 1)
-    if experts > 1:
+    if experts > 1 and kind not in MIXTURES:
         raise ExportError(
-            f"The target is a {name} with {experts} experts a layer, and this exporter takes dense models only; {works}."
+            f"The target is a {name} with {experts} experts a layer, of a kind that this exporter does not take; {works}."
         )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", WINDOWED, CHUNKED}
     if kinds:

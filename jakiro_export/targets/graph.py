@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from jakiro_export.errors import ExportError
 from jakiro_export.precisions import AttentionImpl
 from jakiro_export.targets import families
+from jakiro_export.targets.experts import split_experts
 from jakiro_export.targets.hooks import ReadOnlyCache, attention_over
 
 
@@ -40,6 +41,7 @@ class TargetGraph(nn.Module):
 
     stored_names: for each parameter, by its name in the graph, the model's own name of it, which checkpoints use. A tied
         parameter has several names in the graph and one in the checkpoint
+    expert_parts: what the parameters of single experts are, by their own names
     projection: the names in the graph of the projection to logits
     """
 
@@ -52,6 +54,7 @@ class TargetGraph(nn.Module):
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.impl, self.context = impl, context
+        self.expert_parts = split_experts(model)
         own_names = {id(tensor): name for name, tensor in model.named_parameters()}
         projection = model.get_output_embeddings().weight  # type: ignore[operator]
         self.select = _SelectRows(model.get_output_embeddings())  # type: ignore[operator]

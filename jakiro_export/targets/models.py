@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from jakiro_export.errors import ExportError
 from jakiro_export.targets import families
+from jakiro_export.targets.experts import EVERY_EXPERT
 from jakiro_export.targets.hooks import ATTENTION
 
 
@@ -21,10 +22,9 @@ def build_meta(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     """
     try:
         with torch.device("meta"):
-            # a copy: transformers notes the attention in the configuration it is given
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), attn_implementation=ATTENTION, dtype=dtype, trust_remote_code=False
-            )
+            config = copy.deepcopy(config)  # transformers notes in it what was chosen
+            config._experts_implementation = EVERY_EXPERT
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=dtype, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError) as error:
         raise ExportError(
             f"The target's architecture {families.architecture(config)} is not one this exporter can trace ({error}); "

@@ -29,6 +29,9 @@ WINDOW = 16  # shorter than the prompts
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+MORE_EXPERTS = {"moe_intermediate_size": 32, "decoder_sparse_step": 1}
+
 
 def scaled(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 256, **more}}
@@ -40,7 +43,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"head_dim": 8, "query_pre_attn_scalar": 8, **ALTERNATING}),
     "phi3": ("phi3", {"rope_parameters": HALF}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "mixtral": ("mixtral", EXPERTS),
     # the rest runs with --all
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, **MORE_EXPERTS, "shared_expert_intermediate_size": 32}),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, **MORE_EXPERTS, "head_dim": 8}),
+    "olmoe": ("olmoe", EXPERTS),
+    "gpt_oss": ("gpt_oss", {**EXPERTS, "head_dim": 8, "sliding_window": WINDOW}),
     "llama": ("llama", {}),
     "llama, linear": ("llama", scaled("linear", factor=2.0)),
     "llama, yarn": ("llama", scaled("yarn", factor=4.0)),
@@ -76,7 +84,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", {}),
     "ernie4_5": ("ernie4_5", {}),
 }
-FEW = 4
+FEW = 5
 NAMES = [name if n < FEW else pytest.param(name, marks=pytest.mark.exhaustive) for n, name in enumerate(FAMILIES)]
 SIZES = {
     "vocab_size": tiny.VOCAB, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -94,6 +102,8 @@ def make(folder: Path, name: str) -> torch.nn.Module:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.ndim == 3:  # experts
+                parameter.normal_(0, 0.3)
     model.save_pretrained(folder)
     tiny.make_tokenizer(folder)
     return model.eval()
@@ -135,10 +145,16 @@ def test_a_family_answers_as_transformers_does(tmp_path: Path, tiny_head: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.exhaustive)])
-def test_half_precision_graphs_have_one_type(tmp_path: Path, tiny_head: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("gemma3", "fp16"),
+        *(pytest.param(*each, marks=pytest.mark.exhaustive) for each in (("gemma3", "bf16"), ("mixtral", "fp16"))),
+    ],
+)
+def test_half_precision_graphs_have_one_type(tmp_path: Path, tiny_head: Path, name: str, precision: str) -> None:
     """Gemma scales its embedding by a buffer, which has the type of the weights."""
-    make(tmp_path / "target", "gemma3")
+    make(tmp_path / "target", name)
     arguments = ["-t", str(tmp_path / "target"), "-d", str(tiny_head), "-o", str(tmp_path / "out"), "--precision", precision]
     result = CliRunner().invoke(export, [*arguments, "--depth", "1", "--top-k", "2", "--nodes", "3", "--no-build", "--no-verify"])
     assert result.exit_code == 0, result.output  # onnx.checker has looked at both
@@ -172,8 +188,10 @@ def test_what_is_listed_is_tested() -> None:
         ("gpt2", {}, "learned positions"), ("opt", {}, "learned positions"), ("bloom", {}, "learned positions or biases"),
         ("mpt", {}, "biases"), ("falcon", {}, "no num_key_value_heads"), ("gptj", {}, "no num_key_value_heads"),
         ("bert", {}, "encoder"), ("t5", {}, "no causal language model"), ("mamba", {}, "no key/value cache"),
-        ("jamba", {}, "no key/value cache"), ("deepseek_v3", {}, "latent attention"), ("mixtral", {}, "8 experts a layer"),
-        ("qwen3_moe", {}, "128 experts a layer"), ("gpt_oss", {}, "experts a layer"), ("gemma3", {}, "reads more than text"),
+        ("jamba", {}, "no key/value cache"), ("deepseek_v3", {}, "latent attention"),
+        ("phimoe", {}, "experts a layer"),
+        ("granitemoe", {"num_local_experts": 8}, "8 experts a layer"), ("llama4_text", {}, "experts a layer"),
+        ("gemma3", {}, "reads more than text"),
         ("mistral3", {}, "reads more than text"), ("llama", scaled("dynamic", factor=2.0), "'dynamic' depends on the length"),
         ("llama", scaled("longrope", factor=2.0, short_factor=[1.0] * 4, long_factor=[2.0] * 4), "'longrope' depends"),
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "layers of type linear_attention"),
