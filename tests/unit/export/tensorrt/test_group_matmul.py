@@ -74,9 +74,9 @@ def test_a_parser_knows_it_with_the_plugin_alone() -> None:
 
 
 def test_it_needs_the_plugin(tmp_path: Path, half_engine: Path) -> None:
-    result = CliRunner().invoke(main, [str(half_engine), "--own-int4"])
+    result = CliRunner().invoke(main, [str(half_engine), "--plugin-matmul"])
     assert result.exit_code == 2
-    assert "--own-int4 needs --plugin" in result.output
+    assert "--plugin-matmul needs --plugin" in result.output
 
 
 def test_a_matrix_with_several_products_is_taken_once() -> None:
