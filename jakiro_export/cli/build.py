@@ -24,8 +24,8 @@ of this project's tests; the engines they make have not run on a GPU either.
               "machine: sm75, sm80, sm86, sm89, sm120, sm121.")  # fmt: skip
 @click.option("--sm", metavar="SM", help="The GPU this machine should have, such as sm87; an error if it has another. With "
               "--dry-run no GPU is needed.")  # fmt: skip
-@click.option("--plugin-matmul", is_flag=True, help="With --plugin: its kernel multiplies with int4 weights, not TensorRT's. Measure "
-              "which is faster. Not run on a GPU.")  # fmt: skip
+@click.option("--plugin-matmul", is_flag=True, help="With --plugin: its kernel multiplies with int4 weights, not "
+              "TensorRT's. Measure which is faster. Not run on a GPU.")  # fmt: skip
 @click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default="standard operators",
               help="libjakiro_plugins.so, whose kernels then do expert dispatch. Not run on a GPU.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(16), default=1024, metavar="MIB", help="Most memory for temporary values.")
