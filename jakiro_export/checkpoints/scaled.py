@@ -10,7 +10,7 @@ import numpy as np
 from jakiro_export.checkpoints.store import TensorStore
 
 
-@dataclass
+@dataclass(eq=False)
 class ScaledStore:
     """A `TensorStore` over another.
 

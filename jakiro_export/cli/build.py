@@ -24,8 +24,8 @@ of this project's tests; the engines they make have not run on a GPU either.
               "machine: sm75, sm80, sm86, sm89, sm120, sm121.")  # fmt: skip
 @click.option("--sm", metavar="SM", help="The GPU this machine should have, such as sm87; an error if it has another. With "
               "--dry-run no GPU is needed.")  # fmt: skip
-@click.option("--own-int4", is_flag=True, help="With --plugin: its kernel multiplies with int4 weights, not TensorRT's. Measure "
-              "which is faster. Not run on a GPU.")  # fmt: skip
+@click.option("--plugin-matmul", is_flag=True, help="With --plugin: its kernel multiplies with int4 weights, not "
+              "TensorRT's. Measure which is faster. Not run on a GPU.")  # fmt: skip
 @click.option("--plugin", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default="standard operators",
               help="libjakiro_plugins.so, whose kernels then do expert dispatch. Not run on a GPU.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(16), default=1024, metavar="MIB", help="Most memory for temporary values.")
@@ -79,7 +79,7 @@ def _run(
     ahead_of_time: str | None,
     sm: str | None,
     plugin: Path | None,
-    own_int4: bool,
+    plugin_matmul: bool,
     workspace: int,
     batch: int,
     chunk: int,
@@ -106,8 +106,8 @@ def _run(
             "--strip-weights needs a GPU: TensorRT-RTX compiles such engines with the CUDA driver; build them on a device, "
             "without --ahead-of-time."
         )
-    if own_int4 and plugin is None:
-        raise UsageError("--own-int4 needs --plugin FILE, the library that has the kernel.")
+    if plugin_matmul and plugin is None:
+        raise UsageError("--plugin-matmul needs --plugin FILE, the library that has the kernel.")
     if plugin is not None and not plugin.is_file():
         raise UsageError(f"There is no plugin library at {plugin}; build it as plugins/README.md says.")
     if tensorrt is not None and not check:
@@ -115,7 +115,12 @@ def _run(
     if check and (sm is None or ahead_of_time is not None):
         raise UsageError("--check needs the GPU it is about: add --sm, such as --sm sm87, and not --ahead-of-time.")
     settings = Settings(
-        Limits(batch, chunk, max_context), workspace << 20, level, strip_weights, plugin.absolute() if plugin else None, own_int4
+        Limits(batch, chunk, max_context),
+        workspace << 20,
+        level,
+        strip_weights,
+        plugin.absolute() if plugin else None,
+        plugin_matmul,
     )
     manifest = Manifest.read(directory)
     if check:

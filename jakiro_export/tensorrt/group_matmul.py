@@ -15,18 +15,28 @@ GROUPS = (32, 64, 128)
 
 
 def group_matmuls(model: onnx.ModelProto) -> list[tuple[NodeProto, NodeProto]]:
-    """The pairs that the plugin can take: DequantizeLinear of an int4 matrix [in, out] and a MatMul by it, its only reader."""
+    """The pairs that the plugin can take: DequantizeLinear of an int4 matrix [in, out], and a MatMul by it.
+
+    A matrix may have several such products (the draft phase has one a level), and must have no other reader.
+    """
     weights = {weight.name: weight for weight in model.graph.initializer}
-    uses: dict[str, int] = {}
+    readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
-    matrices = {node.output[0]: node for node in model.graph.node if _fits(node, weights)}
-    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+
+    def product(node: NodeProto, matrix: str) -> bool:
+        return node.op_type == "MatMul" and node.input[1] == matrix and node.input[0] != matrix
+
+    def taken(node: NodeProto) -> bool:
+        found = node.output[0]
+        return _fits(node, weights) and found not in outputs and all(product(each, found) for each in readers.get(found, ()))
+
+    whole = {name for name in weights if all(taken(node) for node in readers.get(name, ()))}  # no other reader of its bytes
+    matrices = {node.output[0]: node for node in model.graph.node if taken(node) and node.input[0] in whole}
     return [
-        (matrices[node.input[1]], node)
-        for node in products
-        if uses[node.input[1]] == 1 and uses[matrices[node.input[1]].input[0]] == 1
+        (matrices[node.input[1]], node) for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices
     ]
 
 
@@ -60,8 +70,9 @@ def with_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         matrix, product = found
         weight = weights[matrix.input[0]]
-        weight.data_type = TensorProto.INT8
-        weight.dims[1] //= 2
+        if weight.data_type != TensorProto.INT8:  # the first of its products
+            weight.data_type = TensorProto.INT8
+            weight.dims[1] //= 2
         made = helper.make_node(NAME, [product.input[0], *matrix.input], product.output, domain=DOMAIN, plugin_namespace=DOMAIN)
         nodes.append(made)
     del model.graph.node[:]

@@ -155,6 +155,7 @@ PLAIN = [
     ("qwen3-8b", "nvfp4", "thor-128gb", 46.8),
     ("llama3.1-8b", "w4a16", "thor-128gb", 50.8),
     ("qwen3-8b", "w4a16", "agx-orin-64gb", 32.5),
+    ("qwen3-8b", "w4a16", "orin-nx-16gb", 19.0),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from jakiro_export.quantization import rounding
 from jakiro_export.quantization.scaling import best_factor, exchanges, scale_by_activations
 from jakiro_export.quantization.schemes import GPU_SCHEMES
 from jakiro_export.verification.formats import dequantised, figures, rounded_rows
+from jakiro_runtime import Engine
 
 RANDOM = np.random.default_rng(0)
 
@@ -94,3 +96,15 @@ def test_the_target_is_as_before_after_a_row_of_the_table(folder: Path) -> None:
     assert bits == 4.5
     assert not np.allclose(rounded, exact)
     np.testing.assert_array_equal(figures(target, None, tokens)[0], exact)
+
+
+@pytest.mark.slow
+def test_an_engine_of_a_scaled_target(folder: Path, tmp_path: Path) -> None:
+    """Norms' gains are divided, and no weight's range is cut."""
+    wide = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    head = tiny.make_head(tmp_path / "head", **wide)
+    out = tiny.make_engine(tmp_path / "e", folder, head, precision="w4a16", scaling=True, verify=False)
+    assert Engine.open(out).generate("hello", max_new_tokens=6)
+    names = {weight.name: weight for weight in onnx.load(out / "target.onnx").graph.initializer}
+    gain = onnx.numpy_helper.to_array(names["model.model.layers.0.input_layernorm.weight"])
+    assert np.ptp(gain) > 0.01

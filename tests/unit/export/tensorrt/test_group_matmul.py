@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 SIZE_IN, SIZE_OUT = 64, 24
 
 
-def model(group: int = 32, axis: int = 0, outputs: int = SIZE_OUT, twice: bool = False) -> onnx.ModelProto:
+def model(group: int = 32, axis: int = 0, outputs: int = SIZE_OUT, also: str | None = None) -> onnx.ModelProto:
     shape = (SIZE_IN, outputs)
     scales = (SIZE_IN // group, outputs) if axis == 0 else (SIZE_IN, outputs // group)
     weight = helper.make_tensor(
@@ -29,8 +29,8 @@ def model(group: int = 32, axis: int = 0, outputs: int = SIZE_OUT, twice: bool =
         helper.make_node("DequantizeLinear", ["w", "s"], ["m"], axis=axis, block_size=group),
         helper.make_node("MatMul", ["x", "m"], ["y"]),
     ]
-    if twice:
-        nodes.append(helper.make_node("MatMul", ["x", "m"], ["z"]))
+    if also is not None:  # another reader of the matrix
+        nodes.append(helper.make_node(also, ["x", "m"] if also == "MatMul" else ["m"], ["z"]))
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["rows", SIZE_IN if name == "x" else outputs]) for name in "xy"
     ]
@@ -59,7 +59,7 @@ def test_a_product_becomes_one_node_that_reads_the_same_bytes() -> None:
     np.testing.assert_allclose(exact, x.astype(np.float64) @ (steps * np.repeat(scales, 32, 0)), atol=0.05)
 
 
-@pytest.mark.parametrize("settings", [{"group": 16}, {"axis": 1, "group": 8}, {"outputs": 20}, {"twice": True}])
+@pytest.mark.parametrize("settings", [{"group": 16}, {"axis": 1, "group": 8}, {"outputs": 20}, {"also": "Identity"}])
 def test_what_the_plugin_does_not_take_stays(settings: dict[str, int]) -> None:
     plain = model(**settings)  # type: ignore[arg-type]
     before = plain.SerializeToString()
@@ -74,6 +74,16 @@ def test_a_parser_knows_it_with_the_plugin_alone() -> None:
 
 
 def test_it_needs_the_plugin(tmp_path: Path, half_engine: Path) -> None:
-    result = CliRunner().invoke(main, [str(half_engine), "--own-int4"])
+    result = CliRunner().invoke(main, [str(half_engine), "--plugin-matmul"])
     assert result.exit_code == 2
-    assert "--own-int4 needs --plugin" in result.output
+    assert "--plugin-matmul needs --plugin" in result.output
+
+
+def test_a_matrix_with_several_products_is_taken_once() -> None:
+    """The draft phase multiplies with the head's matrices on every level."""
+    plain = model(also="MatMul")
+    again = helper.make_node("DequantizeLinear", ["w", "s"], ["m2"], axis=0, block_size=32)
+    plain.graph.node.extend([again, helper.make_node("MatMul", ["x", "m2"], ["z2"])])
+    made = with_plugin(plain)
+    assert [node.op_type for node in made.graph.node] == [NAME] * 3
+    assert list(made.graph.initializer[0].dims) == [SIZE_IN, SIZE_OUT // 2]
