@@ -116,13 +116,14 @@ FUZZ_CXX ?= $(shell command -v clang++ || command -v g++)
 FUZZ_SOURCES := $(wildcard runtime/jakiro_runtime/kernels/*.cpp tests/fuzz/*.cpp)
 
 FUZZER ?= out/fuzz_kernels
+FUZZ_FLAGS ?= -O1
 
 fuzz-kernels: $(FUZZER)
 	$(FUZZER) $(SECONDS) '$(OPERATOR)' $(SEED)
 
 $(FUZZER): $(FUZZ_SOURCES) $(wildcard runtime/jakiro_runtime/kernels/*.h)
 	@mkdir -p $(@D)
-	$(FUZZ_CXX) -std=c++17 -O1 -g -march=native -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
+	$(FUZZ_CXX) -std=c++17 $(FUZZ_FLAGS) -g -march=native -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Iruntime/jakiro_runtime/kernels $(FUZZ_SOURCES) -o $@ -pthread
 
 $(ENGINE)/engine.json: $(VENV)/.installed $(HEAD) $(SOURCES)

@@ -25,6 +25,8 @@ MACHINES = {  # processor, the newest glibc that a wheel may ask for, Python, ex
     "a desktop of 2022": ("x86_64", 35, "3.10", ("cpu", "build", "rtx", "grammar", "export")),
 }
 
+DEVICES = ("JetPack 6", "JetPack 7")
+
 
 def requirements(extras: tuple[str, ...]) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,7 +50,7 @@ def resolve(processor: str, glibc: int, python: str, wanted: list[str], folder: 
     return {each["metadata"]["name"].lower().replace("_", "-"): each["metadata"]["version"] for each in found}, ""
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", [*DEVICES, pytest.param("a desktop of 2022", marks=pytest.mark.exhaustive)])
 def test_wheels_are_there_for(machine: str, tmp_path: Path) -> None:
     processor, glibc, python, extras = MACHINES[machine]
     wanted = requirements(extras)

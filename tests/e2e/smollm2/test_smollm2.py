@@ -57,7 +57,7 @@ def test_transformers_says_the_same(smollm2: Engine, chats: list[list[int]], pla
     if smollm2.manifest.precision["target"] != "fp32":
         pytest.skip("rounded weights and activations give other tokens at near ties; the export's checks bound that")
     model = load_target(locate("smollm2-135m", "target"), "smollm2-135m").model()
-    for prompt, ours in zip(chats, plain, strict=True):
+    for prompt, ours in zip(chats[:3], plain[:3], strict=True):
         theirs = model.generate(  # type: ignore[operator]
             torch.tensor([prompt]),
             do_sample=False,

