@@ -34,8 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Each is an export of its own: what needs one is slow
+EXPORTS = {"tiny_int8", "tiny_numerical", "half_engine", "tiny_jetpack_6"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself chooses by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files go to the workers as wholes (pytest -n 2), the longest first; without --all nothing exhaustive runs."""
+    for item in items:
+        if EXPORTS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if not config.getoption("--all"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)

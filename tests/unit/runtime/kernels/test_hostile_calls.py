@@ -65,6 +65,7 @@ def run(library: str) -> None:
                 print(json.dumps([operator, outcome]))
 
 
+@pytest.mark.slow
 def test_a_hostile_call_is_refused_or_harmless() -> None:
     library = kernels.library()
     if library is None:
