@@ -22,7 +22,7 @@ KNOWN_TO_WORK = {
     "GemmaForCausalLM": "Gemma",
     "Gemma2ForCausalLM": "Gemma 2",
     "Gemma3ForCausalLM": "Gemma 3, text only (270M, 1B)",
-    "Phi3ForCausalLM": "Phi-3 and Phi-4, mini too; not their long contexts (longrope)",
+    "Phi3ForCausalLM": "Phi-3 (4k) and Phi-4; not Phi-3 128k and Phi-4-mini, whose rotary scaling is longrope",
     "PhiForCausalLM": "Phi-1.5 and Phi-2",
     "SmolLM3ForCausalLM": "SmolLM3",
     "Olmo2ForCausalLM": "OLMo 2",
