@@ -60,13 +60,6 @@ class JakiroModel(DraftModel):
         primary, contrast = self.head.features(x, query, segments, parallel)
         return Prediction(primary, primary, contrast)
 
-    def candidates(self, scored: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        logits = nn.functional.linear(scored.flatten(0, 1), self.projection).float()
-        log_probs, index = self.head.selection.candidates(logits, count)
-        tokens = self.tokens(index)
-        size = (*scored.shape[:2], count)
-        return log_probs.view(size), tokens.view(size)
-
 
 @register
 class JakiroHead(DraftHead):

@@ -100,9 +100,17 @@ class DraftModel(nn.Module, ABC):
             parallel: whether the second guess will be used
         """
 
-    @abstractmethod
     def candidates(self, scored: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The best tokens of a prediction: log-probabilities and tokens, [batch, rows, count] each, best first."""
+        """The best tokens of a prediction: log-probabilities and tokens, [batch, rows, count] each, best first.
+
+        Here `scored` is features, [batch, rows, hidden], and a projected feature is the logits; a head that predicts otherwise
+        overrides this.
+        """
+        logits = nn.functional.linear(scored.flatten(0, 1), self.projection).float()
+        log_probs, index = self.head.selection.candidates(logits, count)
+        tokens = self.tokens(index)
+        size = (*scored.shape[:2], count)
+        return log_probs.view(size), tokens.view(size)
 
     def forward(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from jakiro_export.heads.trees import DynamicBeam, StaticPaths
 from jakiro_runtime import contract
 from jakiro_runtime.backends.evaluate import GraphCall
 from jakiro_runtime.backends.onnxruntime import open_graph
-from reference_draft import PlainDraft, PlainStar
+from reference_draft import PlainDraft, PlainEagle, PlainStar
 
 SHAPES = [
     (TreeShape(5, 8, 31), None),
@@ -33,7 +34,7 @@ SHAPES = [
 ]
 
 
-PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar}
+PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle}
 
 
 class DraftCase:
@@ -127,14 +128,48 @@ def test_a_jakiro_star_head_drafts_its_own_tree(tmp_path: Path, tiny_target: Pat
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 32)
 
 
+@pytest.mark.parametrize(
+    ("tree", "vocab", "settings_"),
+    [
+        (TreeShape(4, 4, 20, parallel=False), None, {}),
+        (TreeShape(1, 4, 8, parallel=False), 64, {"bias": False}),
+        (TreeShape(3, 3, 15, parallel=False), 100, {"biases": True, "rope_theta": 500000.0}),
+    ],
+)
+def test_an_eagle_head_drafts_the_tree_of_the_plain_arithmetic(
+    tmp_path: Path, tiny_target: Path, tree: TreeShape, vocab: int | None, settings_: dict[str, Any]
+) -> None:
+    head = tiny.make_eagle_head(tmp_path / "head", seed=5, **settings_)
+    case = DraftCase(tmp_path, tiny_target, head, tree, vocab)
+    case.plain.theta = settings_.get("rope_theta", 10000.0)
+    for seed in range(8):
+        case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["layers.0.self_attn.k_proj.bias", "fc.bias", "layers.0.mlp.gate_proj.weight", "theta"])
+def test_what_an_eagle_head_computes_is_all_compared(tmp_path: Path, tiny_target: Path, change: str) -> None:
+    """A control: with one of its parts changed in the plain twin, the comparison must fail."""
+    head = tiny.make_eagle_head(tmp_path / "head", seed=5, biases=True)
+    case = DraftCase(tmp_path, tiny_target, head, TreeShape(3, 4, 20, parallel=False))
+    if change == "theta":
+        case.plain.theta = 500000.0
+    else:
+        case.plain.w[change] = case.plain.w[change].roll(1, 0)
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            case.check(seed, 3, 0, 10, 16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "tree"),
     [
         (tiny.make_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
         (lambda folder: tiny.make_star_head(folder, False), TreeShape(2, 3, 10, parallel=False)),
+        (tiny.make_eagle_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
     ],
-    ids=["Jakiro along static paths", "Jakiro* with a beam"],
+    ids=["Jakiro along static paths", "Jakiro* with a beam", "EAGLE along static paths"],
 )
 def test_the_kind_of_tree_does_not_depend_on_the_head(
     tmp_path: Path, tiny_target: Path, make: Callable[[Path], Path], tree: TreeShape | StaticPaths

@@ -35,16 +35,20 @@ class PlainDraft:
         return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
     def key_value(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        key = (self.w["layers.0.self_attn.k_proj.weight"] @ x).view(self.kv_heads, self.dim)
-        value = (self.w["layers.0.self_attn.v_proj.weight"] @ x).view(self.kv_heads, self.dim)
+        key = self.projected("k", x).view(self.kv_heads, self.dim)
+        value = self.projected("v", x).view(self.kv_heads, self.dim)
         return self.rope(key, position), value
+
+    def projected(self, name: str, x: Tensor) -> Tensor:
+        base = f"layers.0.self_attn.{name}_proj."
+        return self.w[f"{base}weight"] @ x + self.w.get(f"{base}bias", 0)
 
     def fc(self, token: int, feature: Tensor) -> Tensor:
         return self.w["fc.weight"] @ torch.cat([self.embedding[token], feature]) + self.w.get("fc.bias", 0)
 
     def attend(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One row that sees the given keys and values, its own among them, after attention; and the same normed."""
-        query = self.rope((self.w["layers.0.self_attn.q_proj.weight"] @ x).view(self.heads, self.dim), position)
+        query = self.rope(self.projected("q", x).view(self.heads, self.dim), position)
         out = []
         for head in range(self.heads):
             group = head // (self.heads // self.kv_heads)
@@ -182,3 +186,13 @@ class PlainStar(PlainDraft):
         logits = torch.stack([self.embedding @ feature for feature in prediction])
         logs, index = logits.flatten().log_softmax(0).view(2, -1).logsumexp(0).topk(k)
         return list(zip(index.tolist(), logs.tolist(), strict=True))
+
+
+class PlainEagle(PlainDraft):
+    """An EAGLE head: one MLP. It has nothing for a parallel step."""
+
+    def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Prediction, Prediction]:
+        x, normed = self.attend(x, position, seen)
+        gate, up, down = (self.w[f"layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        feature = x + down @ (torch.nn.functional.silu(gate @ normed) * (up @ normed))
+        return feature, feature

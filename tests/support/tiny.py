@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jakiro_export.checkpoints.target import load_target
 from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.eagle import EagleHead
 from jakiro_export.heads.jakiro import JakiroHead
 from jakiro_export.heads.jakiro_star import JakiroStarConfig, JakiroStarHead
 from jakiro_export.heads.layer import read_layer
@@ -104,6 +105,18 @@ def make_star_head(folder: Path, third: bool, seed: int = 1) -> Path:
     sizes = JakiroStarConfig(**read_layer(config), experts=2, third=third, inner=48 if third else 96)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(random_tensors(JakiroStarHead.expected_shapes(sizes), seed), folder / "model.safetensors")
+    return folder
+
+
+def make_eagle_head(folder: Path, seed: int = 1, biases: bool = False, **changes: object) -> Path:
+    """A random EAGLE head in the published format; biases: with those of queries, keys and values, as for Qwen2."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {key: value for key, value in head_config(**changes).items() if "experts" not in key}
+    shapes = {"layers.0.self_attn.q_proj.bias": (48,)} if biases else {}
+    tensors = random_tensors(EagleHead.expected_shapes(EagleHead.read_config(config, shapes)), seed)
+    tensors["embed_tokens.weight"] = torch.zeros(VOCAB, 48)  # published ones hold a copy of the target's, which is not read
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 

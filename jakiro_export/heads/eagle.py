@@ -1,0 +1,94 @@
+"""EAGLE heads: one MLP in the place of the experts, no second guess (arXiv 2401.15077, 2406.16858; HASS has the same layout)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from jakiro_export.artifact.weights import Weight
+from jakiro_export.errors import ExportError
+from jakiro_export.heads.config import Shape, TreeShape
+from jakiro_export.heads.family import DraftHead
+from jakiro_export.heads.layer import LAYER, DraftLayer, LayerConfig, layer_shapes, layer_weights, read_layer
+from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
+from jakiro_export.heads.registry import register
+from jakiro_export.heads.trees import DynamicBeam
+from jakiro_export.ops.attention import KVSegment
+from jakiro_export.precisions import AttentionImpl
+
+MATRICES = ("gate_proj", "up_proj", "down_proj")  # of the MLP, under `layers.0.mlp.`
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleConfig(LayerConfig):
+    """The sizes of an EAGLE head. inner: width between the MLP's matrices."""
+
+    inner: int
+
+
+class EagleLayer(DraftLayer):
+    """The shared layer and a SwiGLU MLP."""
+
+    def __init__(self, config: EagleConfig, attention: AttentionImpl, opset: int) -> None:
+        super().__init__(config, attention, opset)
+        self.gate_proj = nn.Linear(config.hidden, config.inner, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.inner, bias=False)
+        self.down_proj = nn.Linear(config.inner, config.hidden, bias=False)
+
+    def features(self, x: Tensor, query: Tensor, segments: list[KVSegment]) -> Tensor:
+        """The next features, [batch, rows, hidden], of inputs of that shape."""
+        x, normed = self.attend(x, query, segments)
+        y: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        return x + y.view_as(x)
+
+
+class EagleModel(DraftModel):
+    """The draft phase of an EAGLE head: a pass of the layer for every level of the tree."""
+
+    head: EagleLayer
+
+    def predict(self, x: Tensor, query: Tensor, segments: list[KVSegment], parallel: bool) -> Prediction:
+        feature = self.head.features(x, query, segments)
+        return Prediction(feature, feature, None)
+
+
+@register
+class EagleHead(DraftHead):
+    """The family of EAGLE-1, EAGLE-2 and HASS heads, whose checkpoints cannot be told apart: they differ in how they were trained."""
+
+    variant, title = "eagle", "EAGLE"
+    config: EagleConfig
+
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> bool:
+        return f"{LAYER}mlp.gate_proj.weight" in shapes and f"{LAYER}input_layernorm.weight" not in shapes
+
+    @classmethod
+    def read_config(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> EagleConfig:
+        activation = config.get("hidden_act", "silu")
+        if activation != "silu":
+            raise ExportError(f"The head's MLP has the activation {activation!r}; published EAGLE heads have silu.")
+        layer = read_layer(config)
+        layer["qkv_bias"] = f"{LAYER}self_attn.q_proj.bias" in shapes  # no field of theirs says it
+        return EagleConfig(**layer, inner=int(config["intermediate_size"]))
+
+    @classmethod
+    def expected_shapes(cls, config: EagleConfig) -> dict[str, Shape]:
+        c = config
+        gate, up, down = (f"{LAYER}mlp.{name}.weight" for name in MATRICES)
+        return layer_shapes(c, {gate: (c.inner, c.hidden), up: (c.inner, c.hidden), down: (c.hidden, c.inner)})
+
+    def tree(self, shape: TreeShape) -> DraftTree:
+        return DynamicBeam(replace(shape, parallel=False))
+
+    def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> EagleModel:
+        return EagleModel(EagleLayer(self.config, attention, opset), tree, draft_vocab)
+
+    def layer_weights(self, dtype: np.dtype) -> dict[str, Weight]:
+        stored = self.stored(dtype)
+        matrices = {f"head.{name}.weight": stored(f"{LAYER}mlp.{name}.weight") for name in MATRICES}
+        return {**layer_weights(self.config, stored), **matrices}
