@@ -1,4 +1,4 @@
-"""`jakiro-inspect`: what is in an engine directory, and what it would need and do on a device that is not here."""
+"""`jakiro-inspect`: what is in an engine directory or a head's checkpoint, and what it would need and do on a device that is not here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ DRAFT_VOCAB = 32768
 _EPILOG = """\b
 Examples:
   jakiro-inspect out/llama2
+  jakiro-inspect ckpt/                                     the family of a head, and what it would draft
   jakiro-inspect out/llama2 --budget orin-nx-16gb
   jakiro-inspect --budget --all                            the table in docs/jetson.md
   jakiro-inspect llama2-7b --estimate agx-orin-64gb --tau 4.8
@@ -25,7 +26,7 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("engine", metavar="DIR|MODEL", required=False)
+@click.argument("engine", metavar="DIR|CKPT|MODEL", required=False)
 @click.option("--budget", metavar="DEVICE", is_flag=False, flag_value="", help="Memory it needs on a device, such as "
               "orin-nx-16gb. An estimate.")  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="With --budget: a table of the known models on every Jetson.")
@@ -44,7 +45,7 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
-    """Say what is in the engine directory DIR; or budget memory and estimate speed for it, or for a MODEL by its alias."""
+    """Say what is in the engine directory DIR, or what head is in the folder CKPT; or budget memory and estimate speed for it, or for a MODEL by its alias."""
     from jakiro_runtime.errors import cli_errors
 
     with cli_errors(debug):
@@ -131,7 +132,9 @@ def _run(
     if (tau is not None or bench is not None) and estimate is None:
         raise UsageError(f"{'--tau' if tau is not None else '--bench'} is for --estimate DEVICE; give that too.")
     if budget is None and estimate is None:
-        data = _contents(engine)
+        folder = Path(engine)
+        is_head = (folder / "config.json").is_file() and not (folder / "engine.json").is_file()
+        data = _head(folder) if is_head else _contents(engine)
     else:
         subject, data = _subject(engine, precision, draft_vocab), {}
         if budget is not None:
@@ -161,6 +164,25 @@ def _contents(engine: str) -> dict[str, Any]:
             for sm, entry in engines.items()
         }
         or "none; jakiro-build makes them",
+    }
+
+
+def _head(path: Path) -> dict[str, Any]:
+    from jakiro_export.heads.config import TreeShape
+    from jakiro_export.heads.registry import load_head
+
+    head = load_head(path, str(path))
+    config, tree, store = head.config, head.tree(TreeShape()), head.checkpoint.store
+    told = head.checkpoint.config.get("_name_or_path")
+    kind = "a tree of another shape can be asked for" if tree.searchable else "its own tree, always"
+    return {
+        "family": head.variant,
+        "dialect": head.dialect,
+        "head": head.summary,
+        "target": f"{f'{told}, ' if told else ''}hidden size {config.hidden}, vocabulary {config.vocab}",
+        "drafts": f"{tree.shape.nodes} nodes, depth {tree.shape.depth}, top-k {tree.shape.top_k}: {kind}",
+        "flags": head.flags,
+        "tensors": {name: f"{store.dtype(name)} {list(shape)}" for name, shape in sorted(store.shapes().items())},
     }
 
 

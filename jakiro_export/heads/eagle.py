@@ -60,7 +60,7 @@ class EagleModel(DraftModel):
 class EagleHead(DraftHead):
     """The family of EAGLE-1, EAGLE-2 and HASS heads, whose checkpoints cannot be told apart: they differ in how they were trained."""
 
-    variant, title = "eagle", "EAGLE"
+    variant, title, dialect = "eagle", "EAGLE", "EAGLE-1, EAGLE-2 or HASS"
     config: EagleConfig
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,11 +31,13 @@ class DraftHead(ABC):
 
     variant: the family's name in engine.json
     title: its name in sentences
+    dialect: whose checkpoints of the family are read
     ignored: tensors, by prefix, that may be there and are not read: copies of the target's
     """
 
     variant: ClassVar[str]
     title: ClassVar[str]
+    dialect: ClassVar[str] = "published"
     ignored: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head")
 
     def __init__(self, checkpoint: HeadCheckpoint, config: HeadConfig) -> None:
@@ -91,6 +94,12 @@ class DraftHead(ABC):
     def summary(self) -> str:
         """One line for reports."""
         return f"{self.title}, {self.parameters / 1e6:.2f} M parameters"
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What one checkpoint of the family has and another lacks, such as biases."""
+        values = {field.name: getattr(self.config, field.name) for field in fields(self.config)}
+        return {name: value for name, value in values.items() if isinstance(value, bool)}
 
     @property
     def frequency(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pkgutil
+import re
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jakiro_export.heads
 from jakiro_export.checkpoints.head import read_head
@@ -44,5 +46,28 @@ def load_head(path: Path, name: str) -> DraftHead:
     titles = ", ".join(family.title for family in (found or known))
     if found:
         raise ExportError(f"The head in {path} could be of several families ({titles}); one was expected.")
+    other = _other_kind(checkpoint.config, shapes)
+    if other is not None:
+        raise ExportError(f"The checkpoint in {path} is {other}; this exporter runs heads of the families {titles}.")
     some = ", ".join(sorted(shapes)[:3]) or "none at all"
     raise ExportError(f"The head in {path} is of no family that this exporter knows ({titles}); its tensors are {some}, ...")
+
+
+# What people have beside such heads, and the tensor that gives it away
+_OTHER_KINDS = {
+    r"midlayer\.|d2t$|layers\.0\.hidden_norm\.": "an EAGLE-3 head",
+    r"\d+\.\d+\.linear\.weight$|medusa_head\.": "a set of Medusa heads",
+    r".*eh_proj\.|mtp\.": "a multi-token prediction (MTP) module",
+    r"model\.layers\.": "a whole language model and no draft head",
+}
+
+
+def _other_kind(config: Mapping[str, Any], shapes: Iterable[str]) -> str | None:
+    if "dflash_config" in config:
+        return "a DFlash head (dflash_config in its config.json)"
+    names = sorted(shapes)
+    for pattern, kind in _OTHER_KINDS.items():
+        name = next((name for name in names if re.match(pattern, name)), None)
+        if name is not None:
+            return f"{kind} (its tensor {name} says so)"
+    return None

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import jakiro_export.heads
 import tiny
+from jakiro_export.cli.inspect import main as inspect
 from jakiro_export.errors import ExportError
 from jakiro_export.heads import registry
 from jakiro_runtime import Engine
@@ -99,13 +101,14 @@ def test_the_known_families_are_still_told_apart(tmp_path: Path, toy_head: Path)
     heads = {
         "jakiro": tiny.make_head(tmp_path / "jakiro"),
         "jakiro_star": tiny.make_star_head(tmp_path / "star", True),
+        "eagle": tiny.make_eagle_head(tmp_path / "eagle", biases=True),
         "toy": toy_head,
     }
     assert {name: registry.load_head(path, name).variant for name, path in heads.items()} == {name: name for name in heads}
 
 
 def test_a_head_of_no_known_family_is_named(tmp_path: Path, toy_head: Path) -> None:
-    with pytest.raises(ExportError, match=r"no family that this exporter knows \(Jakiro, Jakiro\*\)"):
+    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, Jakiro, Jakiro\*\)"):
         registry.load_head(toy_head, "head")
 
 
@@ -116,3 +119,75 @@ def test_integers_in_a_head_are_refused(tmp_path: Path) -> None:
     save_file(weights, head / "model.safetensors")
     with pytest.raises(ExportError, match=r"fc.weight holds int8"):
         registry.load_head(head, "head")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "config", "said"),
+    [
+        ("midlayer.self_attn.q_proj.weight", {}, "EAGLE-3 head .*midlayer"),
+        ("layers.0.hidden_norm.weight", {}, "EAGLE-3 head"),
+        ("0.0.linear.weight", {}, "Medusa heads"),
+        ("layers.0.eh_proj.weight", {}, "MTP"),
+        ("fc.weight", {"dflash_config": {}}, "DFlash head"),
+        ("model.layers.0.mlp.gate_proj.weight", {}, "whole language model"),
+        ("fc.weight", {}, "no family"),
+    ],
+)
+def test_what_is_no_such_head_is_named(tmp_path: Path, tensor: str, config: dict[str, object], said: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({tensor: torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ExportError, match=said):
+        registry.load_head(tmp_path, "head")
+
+
+def test_an_eagle_3_head_in_the_layout_of_eagle_is_none(tmp_path: Path) -> None:
+    """Some projects store EAGLE-3 heads under `layers.0.` too; norms of the inputs tell them apart."""
+    head = tiny.make_eagle_head(tmp_path)
+    norms = {f"layers.0.{name}.weight": torch.ones(48) for name in ("input_layernorm", "hidden_norm")}
+    save_file({**load_file(head / "model.safetensors"), **norms}, head / "model.safetensors")
+    with pytest.raises(ExportError, match="EAGLE-3 head"):
+        registry.load_head(head, "head")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bias": False}, "has a tensor fc.bias"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"intermediate_size": 95}, r"gate_proj.weight has shape \[96, 48\], expected \[95, 48\]"),
+    ],
+)
+def test_an_eagle_head_that_is_not_as_its_config_says_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    head = tiny.make_eagle_head(tmp_path)
+    config = json.loads((head / "config.json").read_text())
+    (head / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ExportError, match=said):
+        registry.load_head(head, "head")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_eagle_engine_changes_nothing(tmp_path: Path, tiny_target: Path, precision: str) -> None:
+    head = tiny.make_eagle_head(tmp_path / "head", biases=True)
+    engine = Engine.open(tiny.make_engine(tmp_path / "engine", tiny_target, head, precision=precision, verify=True))
+    assert all(check["passed"] for check in engine.manifest.checks)
+    for prompt in ([5, 6, 7], [9, 9, 1, 3], list(range(20, 60))):
+        together, alone = (
+            [token for chunk in engine.session(speculate=each).generate(prompt, 24) for token in chunk.tokens]
+            for each in (True, False)
+        )
+        assert together == alone
+
+
+def test_inspecting_a_head_says_what_it_is(tmp_path: Path) -> None:
+    heads = {
+        "jakiro": tiny.make_head(tmp_path / "one"),
+        "jakiro_star": tiny.make_star_head(tmp_path / "two", True),
+        "eagle": tiny.make_eagle_head(tmp_path / "three", biases=True),
+    }
+    for family, head in heads.items():
+        found = json.loads(CliRunner().invoke(inspect, [str(head), "--json"]).output)
+        assert found["family"] == family
+        assert found["flags"]["qkv_bias"] == (family == "eagle")
+        assert found["tensors"]["fc.weight"] == "float32 [48, 96]"
+        assert f"hidden size 48, vocabulary {tiny.VOCAB}" in CliRunner().invoke(inspect, [str(head)]).output
