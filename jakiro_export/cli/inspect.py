@@ -1,4 +1,4 @@
-"""`jakiro-inspect`: what is in an engine directory or a head's checkpoint, and what it would need and do on a device that is not here."""
+"""`jakiro-inspect`: what is in an engine directory or a head, and what it would need and do on a device that is not here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ Budgets and estimates are worked out from sizes and data sheets; nothing of them
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="jakiro-export")
 def main(debug: bool, **settings: Any) -> None:
-    """Say what is in the engine directory DIR, or what head is in the folder CKPT; or budget memory and estimate speed for it, or for a MODEL by its alias."""
+    """Say what is in the engine directory DIR, or what head is in the folder CKPT.
+
+    With --budget or --estimate: the memory and speed of DIR, or of a MODEL by its alias.
+    """
     from jakiro_runtime.errors import cli_errors
 
     with cli_errors(debug):

@@ -58,7 +58,7 @@ class EagleModel(DraftModel):
 
 @register
 class EagleHead(DraftHead):
-    """The family of EAGLE-1, EAGLE-2 and HASS heads, whose checkpoints cannot be told apart: they differ in how they were trained."""
+    """The family of EAGLE-1, EAGLE-2 and HASS heads: one layout, of which no checkpoint says how it was trained."""
 
     variant, title, dialect = "eagle", "EAGLE", "EAGLE-1, EAGLE-2 or HASS"
     config: EagleConfig

@@ -1,4 +1,4 @@
-"""The layer that Jakiro and Jakiro* heads share: fc over (embedding, feature), attention without a norm before it, a norm."""
+"""The layer that all these heads share: fc over (embedding, feature), attention without a norm before it, a norm."""
 
 from __future__ import annotations
 

@@ -81,6 +81,14 @@ def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, t
 
 
 @pytest.mark.slow
+def test_an_eagle_head_for_an_rtx_30(tmp_path: Path, tiny_target: Path, rtx: list[Path]) -> None:
+    head = tiny.make_eagle_head(tmp_path / "head", biases=True)
+    engine = tiny.make_engine(tmp_path / "engine", tiny_target, head, precision="fp16", verify=False)
+    build(engine, "--ahead-of-time", "sm86")
+    check_record(engine, 86)
+
+
+@pytest.mark.slow
 def test_building_again_replaces_and_building_for_another_gpu_adds(engine: Path, rtx: list[Path]) -> None:
     build(engine, "--ahead-of-time", "sm86,sm120")
     build(engine, "--ahead-of-time", "sm86", "--chunk", "32")
