@@ -53,7 +53,7 @@ def load_head(path: Path, name: str) -> DraftHead:
     raise ExportError(f"The head in {path} is of no family that this exporter knows ({titles}); its tensors are {some}, ...")
 
 
-# What people have beside such heads, and the tensor that gives it away
+# Checkpoints that are recognised but not supported: a regular expression that a tensor name matches, and what it then is
 _OTHER_KINDS = {
     r"midlayer\.|d2t$|layers\.0\.hidden_norm\.": "an EAGLE-3 head",
     r"\d+\.\d+\.linear\.weight$|medusa_head\.": "a set of Medusa heads",
