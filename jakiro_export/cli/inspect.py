@@ -153,10 +153,11 @@ def _contents(engine: str) -> dict[str, Any]:
     manifest = Manifest.read(engine)
     model, tree = manifest.model, manifest.draft
     engines = manifest.extra.get("tensorrt", {})
+    experts = f", {tree.num_experts} experts" if tree.num_experts > 1 else ""
     return {
         "model": f"{model.name}, {model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}, vocabulary "
         f"{model.vocab_size}, {model.max_context} positions",
-        "head": f"{tree.variant}, {tree.num_experts} experts; tree of {tree.nodes} nodes, depth {tree.depth}, top-k {tree.top_k}",
+        "head": f"{tree.variant}{experts}; tree of {tree.nodes} nodes, depth {tree.depth}, top-k {tree.top_k}",
         "tree": f"chosen by --tree auto: {manifest.tree.summary()}" if manifest.tree else "as given at export",
         "precision": ", ".join(f"{name} {kind}" for name, kind in manifest.precision.items()) + f"; {manifest.equality} equality",
         "files": {name: f"{file.bytes / 1e6:.1f} MB" for name, file in manifest.files.items()},
