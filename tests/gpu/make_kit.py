@@ -29,7 +29,7 @@ def make_tiny(out: Path) -> None:
 
     with tempfile.TemporaryDirectory() as work:
         target, head = tiny.make_target(Path(work) / "target"), tiny.make_head(Path(work) / "head")
-        tiny.make_engine(out, target, head, precision="fp16", bitwise=False)
+        tiny.make_engine(out, target, head, precision="fp16")
     reference = Engine.open(out, "onnxruntime", threads=1)
     texts = ["Hello", "Explain to a child why bread rises.", "Count to ten. " * 12, "The quick brown fox jumps. " * 8]
     prompts = [reference.encode(text)[:240] or [5] for text in texts]

@@ -11,8 +11,6 @@ from typing import Any
 
 from tier_harness import ROOT, Skip, nvcc
 
-UNITS = ("expert_dispatch", "dispatch_half", "dispatch_bfloat16", "dispatch_float", "kv_commit")
-
 
 def plugin_library(sm: int, figures: dict[str, Any]) -> Path:
     """The library's path. Raises Skip where there is neither one nor nvcc."""
@@ -30,7 +28,7 @@ def plugin_library(sm: int, figures: dict[str, Any]) -> Path:
     folder = ROOT / "out" / "gpu" / "plugins" / f"sm{sm}"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libjakiro_plugins.so"
-    sources = [ROOT / "plugins" / "kernels" / f"{unit}.cu" for unit in UNITS]
+    sources = sorted((ROOT / "plugins" / "kernels").glob("*.cu"))
     newest = max(file.stat().st_mtime for file in (ROOT / "plugins").rglob("*.*"))
     if library.exists() and library.stat().st_mtime > newest:
         return library
