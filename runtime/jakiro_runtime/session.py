@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 from jakiro_runtime.bundle import Bundle
@@ -71,8 +70,7 @@ class Session:
         mine = self._answers
         stats = self.stats = sequence.stats
         started = clock()
-        stats.reused_tokens = self._reusable(sequence.tokens)
-        decoder.truncate(0, stats.reused_tokens)
+        stats.reused_tokens = decoder.reuse(self.tokens, sequence.tokens)
         self.tokens = sequence.tokens
         gain = decoder.prefill([sequence])[0]
         stats.prefill = stats.first_token = clock() - started
@@ -97,12 +95,6 @@ class Session:
         self._answers += 1
         self.tokens = []
         self._decoder.truncate(0, 0)
-
-    def _reusable(self, ids: list[int]) -> int:
-        """How many tokens of the prompt the caches hold already; the last one is always processed, for its logits."""
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, ids, strict=False)))
-        # a draft row needs the token after its own: the last common token's row is made again
-        return max(0, min(common - 1, self._decoder.cached_length(0), len(ids) - 1))
 
     def _caches(self) -> dict[str, KVCache]:
         draft = self._decoder.proposer.draft

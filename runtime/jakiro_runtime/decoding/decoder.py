@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 
+from jakiro_runtime.backends import Memory
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.proposers import NoProposer, Proposer, TreeProposer, call_spans
 from jakiro_runtime.decoding.sequence import Gain, TokenSequence
@@ -20,16 +22,30 @@ class Decoder:
         speculate: False decodes with the target alone, in the same loop with empty trees
         chunk: rows of a prompt that are processed in one call
         nodes, ngrams: as `TreeProposer` takes them
+        memory: where its tensors live; sequences move between decoders of one memory. A new one by default
     """
 
-    def __init__(self, bundle: Bundle, batch: int, speculate: bool, chunk: int, nodes: int | None, ngrams: bool) -> None:
-        memory = bundle.target.memory()
+    def __init__(
+        self,
+        bundle: Bundle,
+        batch: int,
+        speculate: bool,
+        chunk: int,
+        nodes: int | None,
+        ngrams: bool,
+        memory: Memory | None = None,
+    ) -> None:
+        memory = memory or bundle.target.memory()
         self.target = TargetRunner(bundle.target, bundle.manifest, batch, memory)
         self.proposer: Proposer = TreeProposer(bundle, batch, memory, chunk, nodes, ngrams) if speculate else NoProposer()
         self._chunk, self._grows = chunk, bundle.flexible_rows
 
     def prefill(self, sequences: Sequence[TokenSequence]) -> list[Gain]:
         """Process what the caches do not hold of each prompt; the first token of each answer."""
+        return next(gains for gains in self.prefill_calls(sequences) if gains)
+
+    def prefill_calls(self, sequences: Sequence[TokenSequence]) -> Iterator[list[Gain]]:
+        """`prefill`, a call of the target at a time: nothing after each, and the first tokens after the last one."""
         self.proposer.start(sequences)
         if not self._grows:  # a cache that grew in mid-answer would have every shape bound and recorded again
             slots = max(sequence.longest for sequence in sequences) + self.proposer.row_counts[-1]
@@ -45,7 +61,9 @@ class Decoder:
                 [ids[start:stop] for ids, (start, stop) in zip(waiting, spans, strict=True)],
                 logits=_need_logits(sequences) and spans is calls[-1],
             )
-        return [Gain([_next_token(sequence, output, number)(0, [])]) for number, sequence in enumerate(sequences)]
+            if spans is not calls[-1]:
+                yield []
+        yield [Gain([_next_token(sequence, output, number)(0, [])]) for number, sequence in enumerate(sequences)]
 
     def _prefill_chunk(self, chunk: Sequence[Sequence[int]], logits: bool) -> TargetOutput:
         counts = np.array([len(ids) for ids in chunk])
@@ -105,10 +123,29 @@ class Decoder:
         caches = [self.target.cache, *([self.proposer.draft.cache] if self.proposer.draft else [])]
         return min(int(cache.lengths[sequence]) for cache in caches)
 
+    def reuse(self, known: Sequence[int], ids: Sequence[int]) -> int:
+        """Truncate the first sequence, whose caches stand for `known`, to what a prompt shares with it; how many tokens.
+
+        The prompt's last token is always processed, for its logits.
+        """
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, ids, strict=False)))
+        # a draft row needs the token after its own: the last common token's row is made again
+        length = max(0, min(common - 1, self.cached_length(0), len(ids) - 1))
+        self.truncate(0, length)
+        return length
+
     def select(self, sequences: Sequence[int]) -> None:
         """Drop every other sequence."""
-        self.proposer.select(sequences)
-        self.target.select(sequences)
+        self.assemble([(self, number) for number in sequences])
+
+    def admit(self, other: Decoder) -> None:
+        """Append the sequences of another decoder of the same memory and options, whose prompts are processed."""
+        self.assemble([(decoder, number) for decoder in (self, other) for number in range(len(decoder.target.cache.lengths))])
+
+    def assemble(self, parts: Sequence[tuple[Decoder, int]]) -> None:
+        """Hold copies of these sequences, (decoder, number) each, in place of its own."""
+        self.proposer.assemble([(decoder.proposer, number) for decoder, number in parts])
+        self.target.assemble([(decoder.target, number) for decoder, number in parts])
 
 
 def _need_logits(sequences: Sequence[TokenSequence]) -> bool:

@@ -111,8 +111,8 @@ class DraftRunner:
         outputs = bound.outputs
         return DraftOutput(np.asarray(outputs["tree_tokens"]), np.asarray(outputs["tree_parents"]), outputs["tree_scores"])
 
-    def select(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence."""
-        self.cache.select(sequences)
-        self.features.select(sequences)
+    def assemble(self, parts: Sequence[tuple[DraftRunner, int]]) -> None:
+        """Hold copies of these sequences, (runner, number) each, in place of its own."""
+        self.cache.assemble([(runner.cache, number) for runner, number in parts])
+        self.features.assemble([(runner.features, number) for runner, number in parts])
         self._bound.clear()

@@ -48,14 +48,17 @@ class SequenceBuffer:
         """Make room for `slots` slots. True where the arrays were replaced and must be bound again."""
         if slots <= self.capacity:
             return False
-        longest = self._memory.longest_cache
-        self.capacity = bucket(slots) if longest is None or slots > longest else min(bucket(slots), longest)
+        self.capacity = self._bucket(slots)
         arrays, filled = self._empty(len(self.lengths), self.capacity), int(self.lengths.max())
         if filled:
             for array, before in zip(arrays, self.arrays, strict=True):
                 array[..., :filled, :] = before[..., :filled, :]
         self.arrays = arrays
         return True
+
+    def _bucket(self, slots: int) -> int:
+        longest = self._memory.longest_cache
+        return bucket(slots) if longest is None or slots > longest else min(bucket(slots), longest)
 
     def append(self, sources: Sequence[Array], rows: Sequence[Sequence[int]]) -> None:
         """Append some rows to each sequence; `reserve` has made the room.
@@ -74,11 +77,22 @@ class SequenceBuffer:
 
     def select(self, sequences: Sequence[int]) -> None:
         """Drop every other sequence. The arrays are replaced and must be bound again."""
-        arrays = self._empty(len(sequences), self.capacity)
-        for array, before in zip(arrays, self.arrays, strict=True):
-            for place, number in enumerate(sequences):
-                array[:, place] = before[:, number]
-        self.arrays, self.lengths = arrays, self.lengths[np.asarray(sequences)]
+        self.assemble([(self, number) for number in sequences])
+
+    def admit(self, other: SequenceBuffer) -> None:
+        """Append the sequences of another buffer, of the same memory. The arrays are replaced and must be bound again."""
+        self.assemble([(buffer, number) for buffer in (self, other) for number in range(len(buffer.lengths))])
+
+    def assemble(self, parts: Sequence[tuple[SequenceBuffer, int]]) -> None:
+        """Hold copies of these sequences, (buffer, number) each, in place of its own; the arrays must be bound again."""
+        lengths = np.array([buffer.lengths[number] for buffer, number in parts], np.int64)
+        capacity = max(self.capacity, self._bucket(max(1, int(lengths.max()))))
+        arrays = self._empty(len(parts), capacity)
+        for which, array in enumerate(arrays):
+            for place, (buffer, number) in enumerate(parts):
+                if filled := int(lengths[place]):
+                    array[:, place, :, :filled] = buffer.arrays[which][:, number, :, :filled]
+        self.arrays, self.capacity, self.lengths = arrays, capacity, lengths
 
 
 class KVCache(SequenceBuffer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,8 +49,11 @@ class Proposer(Protocol):
     def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
         """Learn what became of the trees of the last `propose`; what to count of the round, for each sequence."""
 
-    def select(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence."""
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Draft after accepted rows that wait for it, as far as the token after each is known; gives no trees."""
+
+    def assemble(self, parts: Sequence[tuple[Proposer, int]]) -> None:
+        """Hold copies of these sequences, (proposer, number) each of this one's class, in place of its own."""
 
 
 class NoProposer:
@@ -71,7 +75,9 @@ class NoProposer:
     def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
         return [RoundCounts()] * len(trees)
 
-    def select(self, sequences: Sequence[int]) -> None: ...
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None: ...
+
+    def assemble(self, parts: Sequence[tuple[Proposer, int]]) -> None: ...
 
 
 class _HeadTree(NamedTuple):
@@ -97,6 +103,7 @@ class TreeProposer:
         self.levels = bundle.manifest.draft.levels
         self.budget = _budget(bundle, batch, nodes, ngrams)
         self.row_counts = self.budget.row_counts
+        self._new_budget = partial(_budget, bundle, nodes=nodes, ngrams=ngrams)
         self._chunk, self._use_ngrams = chunk, ngrams
         self._ngrams: list[NGramProposer] = []
         self._chains: list[Proposal] = []
@@ -173,10 +180,18 @@ class TreeProposer:
             for tree, path in zip(trees, accepted, strict=True)
         ]
 
-    def select(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence."""
-        self._ngrams = [self._ngrams[number] for number in sequences] if self._use_ngrams else []
-        self.draft.select(sequences)
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        if max(self.draft.features.lengths.tolist()):
+            self._draft(sequences)
+
+    def assemble(self, parts: Sequence[tuple[Proposer, int]]) -> None:
+        ours = [(proposer, number) for proposer, number in parts if isinstance(proposer, TreeProposer)]
+        before = len(self.draft.cache.lengths)
+        self._ngrams = [proposer._ngrams[number] for proposer, number in ours] if self._use_ngrams else []
+        self.draft.assemble([(proposer.draft, number) for proposer, number in ours])
+        if (before > 1) != (len(ours) > 1):  # a measured budget is for one sequence
+            self.budget = self._new_budget(len(ours))
+            self.row_counts = self.budget.row_counts
 
 
 def _budget(bundle: Bundle, batch: int, nodes: int | None, ngrams: bool) -> FixedBudget | NodeBudget:

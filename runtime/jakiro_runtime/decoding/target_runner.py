@@ -116,7 +116,7 @@ class TargetRunner:
         """Append the keys and values of these rows of a call to the cache, for each sequence; the others are dropped."""
         self.cache.commit(output.new_keys, output.new_values, rows)
 
-    def select(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence."""
-        self.cache.select(sequences)
+    def assemble(self, parts: Sequence[tuple[TargetRunner, int]]) -> None:
+        """Hold copies of these sequences, (runner, number) each, in place of its own."""
+        self.cache.assemble([(runner.cache, number) for runner, number in parts])
         self._bound.clear()
