@@ -10,11 +10,13 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -93,19 +95,26 @@ class Reader:
     head: Path
     sources: Path = ROOT
     slow: bool = False
+    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def read(self, page: Path) -> None:
         """Run every block of a page, in order, in one Python namespace. Raises Failed."""
         names: dict[str, Any] = {"__name__": "__main__"}
-        for block in blocks(page.read_text()):
-            where = f"{page.name}, line {block.line}"
-            if block.not_run is not None or block.slow != self.slow:
-                continue
-            try:
-                with _working_in(self.folder):
-                    self._run(block, where, names)
-            except Exception as error:
-                raise Failed(f"{where}: {traceback.format_exc(limit=-3)}\n{block.text}") from error
+        try:
+            for block in blocks(page.read_text()):
+                where = f"{page.name}, line {block.line}"
+                if block.not_run is not None or block.slow != self.slow:
+                    continue
+                try:
+                    with _working_in(self.folder):
+                        self._run(block, where, names)
+                except Exception as error:
+                    raise Failed(f"{where}: {traceback.format_exc(limit=-3)}\n{block.text}") from error
+        finally:
+            for server in self.servers:
+                server.terminate()
+                server.wait(60)
+            self.servers.clear()
 
     def _run(self, block: Block, where: str, names: dict[str, Any]) -> None:
         if block.file:
@@ -128,7 +137,9 @@ class Reader:
             text, words = " ".join(words[1 : words.index("|")]), words[words.index("|") + 1 :]
         if not words:
             return
-        if words[0] == "make":
+        if words[-1] == "&":
+            self._serve(words[:-1])
+        elif words[0] == "make":
             self._make(words[1:])
         elif words[0] == "python":
             self._process([sys.executable, *words[1:]])
@@ -146,6 +157,22 @@ class Reader:
         result = CliRunner().invoke(console_scripts()[name], [*given, *_SHORTER.get(name, [])], input=text)
         if result.exit_code or (result.exception and not isinstance(result.exception, SystemExit)):
             raise Failed(f"{name} {' '.join(arguments)}: exit code {result.exit_code}: {result.output} {result.exception!r}")
+
+    def _serve(self, words: Sequence[str]) -> None:
+        """A server in the background, for the rest of the page; back when it listens."""
+        port = int(words[words.index("--port") + 1])
+        module = str(getattr(console_scripts()[words[0]].callback, "__module__", ""))
+        path = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
+        command = [sys.executable, "-m", module, *words[1:]]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+        self.servers.append(server)
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            if server.poll() is not None:
+                raise Failed(f"{' '.join(words)} ended with {server.returncode}")
+            time.sleep(0.1)
+        raise Failed(f"{' '.join(words)} does not listen")
 
     def _make(self, arguments: Sequence[str]) -> None:
         """A target: make knows it, and the Python programs that it starts run on the engine here."""
