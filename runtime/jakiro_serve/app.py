@@ -180,13 +180,14 @@ class Service:
             raise RefusedError(429, "The server's queue is full; try again later.", code="queue_full") from None
         if asked.stream:
             return StreamingResponse(
-                self._stream(live, sequences, form, asked.include_usage, prompts), media_type="text/event-stream"
+                self._stream(live, sequences, form, asked.include_usage, prompts, asked.draft_trees),
+                media_type="text/event-stream",
             )
         results = [GenerationResult() for _ in sequences]
 
         async def collect() -> None:
-            async for index, chunk in live:
-                results[index].add(chunk)
+            async for index, progress in live:
+                results[index].add(progress.chunk)
 
         with live:
             work, left = asyncio.ensure_future(collect()), asyncio.ensure_future(_gone(request))
@@ -203,15 +204,17 @@ class Service:
         return JSONResponse({**form.head, "object": form.kind, "choices": choices, "usage": usage(sequences, prompts)})
 
     async def _stream(
-        self, live: workers.Request, sequences: list[TokenSequence], form: _Form, with_usage: bool, prompts: int
+        self, live: workers.Request, sequences: list[TokenSequence], form: _Form, with_usage: bool, prompts: int, trees: bool
     ) -> AsyncIterator[str]:
         head = {**form.head, "object": "chat.completion.chunk" if isinstance(form, ChatForm) else form.kind}
         no_usage = {"usage": None} if with_usage else {}
         with live:
             try:
-                async for index, chunk in live:
+                async for index, progress in live:
+                    chunk = progress.chunk
                     choice = form.delta(index, chunk.text, chunk.logprobs, chunk.finish_reason)
-                    yield _event({**head, "choices": [choice], **no_usage})
+                    rounds = {"draft_tree": form.draft_tree(progress.gain, sequences[index].stats)} if trees else {}
+                    yield _event({**head, "choices": [choice], **no_usage, **rounds})
                 if with_usage:
                     yield _event({**head, "choices": [], "usage": usage(sequences, prompts)})
             except Exception as error:  # the status is sent already

@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from jakiro_runtime.decoding.sequence import GenerationResult, TokenSequence
+from jakiro_runtime.decoding.sequence import Gain, GenerationResult, TokenSequence
+from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.sampling import TokenLogprob
 
 _REASONS = {"eos": "stop", "stop": "stop", "constraint": "stop", "length": "length", "context": "length"}
@@ -55,11 +56,32 @@ def usage(sequences: Sequence[TokenSequence], prompts: int = 1) -> dict[str, Any
 
 
 @dataclass
-class ChatForm:
-    """Bodies of /v1/chat/completions. head: what every body of the request has."""
+class _Form:
+    """What both kinds of bodies have. head: what every body of the request has."""
 
     tokenizer: Tokenizer
     head: dict[str, Any]
+
+    def text(self, token: int) -> str:
+        """One token as text, special ones too."""
+        decoded: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return decoded
+
+    def draft_tree(self, gain: Gain, stats: Stats) -> dict[str, Any] | None:
+        """A round: the nodes' texts and parents' rows, [nodes]; the rows that were accepted, the root's 0 first; tau so far.
+
+        None for the prompt's pass.
+        """
+        if gain.tree is None:
+            return None
+        texts = [self.text(token) for token in gain.tree.tokens]
+        return {"texts": texts, "parents": gain.tree.parents, "accepted": list(gain.rows), "tau": stats.tau}
+
+
+@dataclass
+class ChatForm(_Form):
+    """Bodies of /v1/chat/completions."""
+
     kind = "chat.completion"
     begun: set[int] = field(default_factory=set)
 
@@ -82,7 +104,7 @@ class ChatForm:
             return None
 
         def one(token: int, logprob: float) -> dict[str, Any]:
-            text = self.tokenizer.decode([token], skip_special_tokens=False)
+            text = self.text(token)
             return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
         return {
@@ -92,11 +114,9 @@ class ChatForm:
 
 
 @dataclass
-class CompletionForm:
-    """Bodies of /v1/completions. head: what every body of the request has."""
+class CompletionForm(_Form):
+    """Bodies of /v1/completions."""
 
-    tokenizer: Tokenizer
-    head: dict[str, Any]
     kind = "text_completion"
     offsets: dict[int, int] = field(default_factory=dict)
 
@@ -113,11 +133,7 @@ class CompletionForm:
         if found is None:
             return None
 
-        def text(token: int) -> str:
-            decoded: str = self.tokenizer.decode([token], skip_special_tokens=False)
-            return decoded
-
-        tokens, offsets, place = [text(each.token) for each in found], [], self.offsets.get(index, 0)
+        tokens, offsets, place = [self.text(each.token) for each in found], [], self.offsets.get(index, 0)
         for token in tokens:
             offsets.append(place)
             place += len(token)
@@ -125,6 +141,6 @@ class CompletionForm:
         return {
             "tokens": tokens,
             "token_logprobs": [each.logprob for each in found],
-            "top_logprobs": [{text(token): logprob for token, logprob in each.top} for each in found],
+            "top_logprobs": [{self.text(token): logprob for token, logprob in each.top} for each in found],
             "text_offset": offsets,
         }

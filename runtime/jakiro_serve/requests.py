@@ -39,7 +39,7 @@ class ResponseFormat(_Strict):
 
 
 class _Generation(_Strict):
-    """What both endpoints take. The first line of fields after `stream_options` changes no answer and is accepted."""
+    """What both endpoints take. draft_trees: a stream shows each round's tree. `user` and what follows it change nothing."""
 
     model: str | None = None
     n: int = Field(1, ge=1, le=16)
@@ -57,6 +57,7 @@ class _Generation(_Strict):
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    draft_trees: bool = False
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jakiro_runtime.decoding.scheduler import Scheduler
-from jakiro_runtime.decoding.sequence import GenerationChunk, TokenSequence
+from jakiro_runtime.decoding.scheduler import Progress, Scheduler
+from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.errors import UserError, one_line
 
 
@@ -20,14 +20,14 @@ class QueueFullError(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """One answer of a request. index: which of its request's answers; chunks: where its chunks go, an error ends them."""
+    """One answer of a request. index: which of its request's answers; chunks: where its progress goes, an error ends it."""
 
     sequence: TokenSequence
     index: int
-    chunks: asyncio.Queue[tuple[int, GenerationChunk | Exception]]
+    chunks: asyncio.Queue[tuple[int, Progress | Exception]]
     loop: asyncio.AbstractEventLoop
 
-    def put(self, item: GenerationChunk | Exception) -> None:
+    def put(self, item: Progress | Exception) -> None:
         """Hand something to the event loop, from the worker's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self.chunks.put_nowait, (self.index, item))
@@ -67,7 +67,7 @@ class Worker:
         """
         if len(self._live) + len(sequences) > self._most:
             raise QueueFullError
-        chunks: asyncio.Queue[tuple[int, GenerationChunk | Exception]] = asyncio.Queue()
+        chunks: asyncio.Queue[tuple[int, Progress | Exception]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         tickets = [Ticket(sequence, index, chunks, loop) for index, sequence in enumerate(sequences)]
         for ticket in tickets:
@@ -93,10 +93,10 @@ class Worker:
                 self._tickets.clear()
                 self.scheduler.reset()
                 continue
-            for number, chunk in progress:
-                self._tickets[number].put(chunk)
-                if chunk.finish_reason:
-                    del self._tickets[number]
+            for each in progress:
+                self._tickets[each.request].put(each)
+                if each.chunk.finish_reason:
+                    del self._tickets[each.request]
 
     def _take_orders(self) -> bool:
         """Take what came in, waiting where there is nothing to decode. False at the end."""
@@ -116,10 +116,10 @@ class Worker:
 
 
 class Request:
-    """The answers of one request while they come: iterate over (index, chunk); leaving the context cancels what is left."""
+    """The answers of one request while they come: iterate over (index, progress); leaving the context cancels what is left."""
 
     def __init__(
-        self, worker: Worker, tickets: Sequence[Ticket], chunks: asyncio.Queue[tuple[int, GenerationChunk | Exception]]
+        self, worker: Worker, tickets: Sequence[Ticket], chunks: asyncio.Queue[tuple[int, Progress | Exception]]
     ) -> None:
         self._worker, self._tickets, self._chunks = worker, tickets, chunks
         self._open = len(tickets)
@@ -133,12 +133,12 @@ class Request:
     def __aiter__(self) -> Request:
         return self
 
-    async def __anext__(self) -> tuple[int, GenerationChunk]:
-        """The next chunk. Raises what the decoding raised."""
+    async def __anext__(self) -> tuple[int, Progress]:
+        """What came next, and of which answer. Raises what the decoding raised."""
         if not self._open:
             raise StopAsyncIteration
         index, item = await self._chunks.get()
         if isinstance(item, Exception):
             raise item
-        self._open -= item.finish_reason is not None
+        self._open -= item.chunk.finish_reason is not None
         return index, item

@@ -51,6 +51,12 @@ def test_the_benchmark_needs_what_it_compares_with_and_no_exporter() -> None:
         assert imports(file) <= ALLOWED | peers | {"jakiro_bench", "click", "rich"}, file
 
 
+def test_the_server_needs_its_extra_and_no_exporter() -> None:
+    extra = {"fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client", "click"}
+    for file in sorted((ROOT / "runtime" / "jakiro_serve").rglob("*.py")):
+        assert imports(file) <= ALLOWED | extra | {"jakiro_serve"}, file
+
+
 def test_no_import_is_for_type_checking_alone() -> None:
     for folder in ("runtime", "jakiro_export"):
         for file in (ROOT / folder).rglob("*.py"):
@@ -60,7 +66,8 @@ def test_no_import_is_for_type_checking_alone() -> None:
 def test_importing_the_runtime_is_quick_and_pulls_in_nothing_heavy() -> None:
     code = (
         "import sys, jakiro_runtime; "
-        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'click', 'rich', 'jinja2', 'jakiro_export'}; "
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'click', 'rich', 'jinja2', 'jakiro_export', "
+        "'jakiro_serve', 'fastapi', 'pydantic', 'uvicorn'}; "
         "heavy &= set(sys.modules); "
         "assert not heavy, heavy"
     )

@@ -89,7 +89,8 @@ class Decoder:
         ]
         self._commit(output, [path.rows for path in accepted])  # accepted rows only; the others were never in the cache
         counts = self.proposer.observe(trees, accepted, self.target.cache.capacity)
-        return [Gain(path.tokens, count) for path, count in zip(accepted, counts, strict=True)]
+        rounds = zip(accepted, counts, trees, strict=True)
+        return [Gain(path.tokens, count, tree, path.rows) for path, count, tree in rounds]
 
     def _verify(self, sequences: Sequence[TokenSequence], trees: Sequence[DraftTree]) -> TargetOutput:
         nodes = max(len(tree.tokens) for tree in trees)

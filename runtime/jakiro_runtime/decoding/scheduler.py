@@ -14,10 +14,11 @@ from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, TokenSequenc
 
 
 class Progress(NamedTuple):
-    """What a step brought one request, by the number that `Scheduler.add` gave."""
+    """What a step brought one request, by the number that `Scheduler.add` gave. gain: the round, with its tree."""
 
     request: int
     chunk: GenerationChunk
+    gain: Gain
 
 
 class _Prefill(NamedTuple):
@@ -127,7 +128,7 @@ class Scheduler:
         else:
             self._batch.admit(decoder)
             self._active.append((request, sequence))
-        return [Progress(request, chunk)]
+        return [Progress(request, chunk, gains[0])]
 
     def _step_batch(self) -> list[Progress]:
         decoder = self._batch
@@ -135,7 +136,9 @@ class Scheduler:
             return []
         started, before = time.perf_counter(), decoder.seconds
         gains = decoder.round([sequence for _, sequence in self._active])
-        progress = [Progress(request, sequence.take(gain)) for (request, sequence), gain in zip(self._active, gains, strict=True)]
+        progress = [
+            Progress(request, sequence.take(gain), gain) for (request, sequence), gain in zip(self._active, gains, strict=True)
+        ]
         draft, target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
         for _, sequence in self._active:  # times are the whole batch's
             sequence.stats.draft += draft

@@ -10,6 +10,7 @@ import numpy as np
 
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.stats import RoundCounts, Stats
+from jakiro_runtime.decoding.tree import DraftTree
 from jakiro_runtime.errors import UsageError
 from jakiro_runtime.sampling import NO_TOKEN, Constraint, Sampler, Sampling, TokenLogprob
 from jakiro_runtime.sampling.grammar import Grammar
@@ -52,10 +53,17 @@ class GenerationResult:
 
 
 class Gain(NamedTuple):
-    """Tokens that a sequence gained, and what to count of the round; counts is None for the prompt's pass."""
+    """Tokens that a sequence gained, and the round that brought them; counts and tree are None for the prompt's pass.
+
+    counts: what to count of the round
+    tree: what was verified
+    rows: which of its rows were accepted, the root's first
+    """
 
     tokens: list[int]
     counts: RoundCounts | None = None
+    tree: DraftTree | None = None
+    rows: Sequence[int] = ()
 
 
 class TokenSequence:

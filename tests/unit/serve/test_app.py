@@ -80,7 +80,7 @@ def test_an_answer_is_the_engine_s_own(client: openai.OpenAI, model: str, engine
     assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), len(alone.tokens))
     again = ask(client, model)
     assert again.choices[0].message.content == alone.text
-    assert again.usage.prompt_tokens_details.cached_tokens == len(prompt) - 2
+    assert again.usage.prompt_tokens_details.cached_tokens == len(prompt) - 1
 
 
 def test_a_stream_adds_up_to_the_answer_and_ends_with_the_usage(client: openai.OpenAI, model: str) -> None:
@@ -209,11 +209,22 @@ def test_a_client_that_leaves_ends_its_answer(url: str, client: openai.OpenAI, m
     assert running() == 0
 
 
+def test_a_stream_shows_the_tree_of_each_round_on_request(client: openai.OpenAI, model: str) -> None:
+    chunks = list(ask(client, model, stream=True, extra_body={"draft_trees": True}))
+    trees = [chunk.draft_tree for chunk in chunks]
+    assert trees[0] is None, "the prompt's pass has no tree"
+    for tree in trees[1:]:
+        assert len(tree["texts"]) == len(tree["parents"]) > 0
+        assert tree["accepted"][0] == 0
+        assert all(parent in (0, *tree["accepted"]) for parent in (tree["parents"][row - 1] for row in tree["accepted"][1:]))
+    assert trees[-1]["tau"] == 29 / (len(chunks) - 1)
+
+
 def test_the_page_asks_nobody_else(url: str) -> None:
     page = httpx.get(url)
     assert page.headers["content-type"].startswith("text/html")
     assert "<main" in page.text
-    assert not re.search(r"(src|href)=|https?://|@import", page.text)
+    assert not re.search(r"(src|href)=|https?://(?!www.w3.org/2000/svg)|@import", page.text)
 
 
 def test_sigterm_lets_a_begun_answer_end(tiny_engine: Path) -> None:

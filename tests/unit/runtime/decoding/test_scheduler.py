@@ -15,7 +15,7 @@ HOW = [None, Sampling(temperature=0.8, seed=4), Sampling(repetition_penalty=1.3,
 
 def drain(scheduler: Scheduler, results: dict[int, GenerationResult]) -> None:
     while scheduler.waiting or scheduler.running:
-        for request, chunk in scheduler.step():
+        for request, chunk, _ in scheduler.step():
             results.setdefault(request, GenerationResult()).add(chunk)
 
 
@@ -29,7 +29,7 @@ def test_requests_that_come_and_go_answer_as_each_alone(engine: Engine, prompts:
     for number, prompt in enumerate(prompts):
         order.append(scheduler.add(TokenSequence(expert.bundle, prompt, 10 + 5 * number, HOW[number % 3])))
         for _ in range(3):
-            for request, chunk in scheduler.step():
+            for request, chunk, _ in scheduler.step():
                 results.setdefault(request, GenerationResult()).add(chunk)
             most = max(most, scheduler.running)
     drain(scheduler, results)
@@ -45,7 +45,7 @@ def test_a_cancelled_request_ends_and_the_others_do_not_notice(engine: Engine, p
     numbers = [scheduler.add(TokenSequence(engine.bundle, prompt, 40)) for prompt in prompts[:5]]
     results: dict[int, GenerationResult] = {}
     for _ in range(5):
-        for request, chunk in scheduler.step():
+        for request, chunk, _ in scheduler.step():
             results.setdefault(request, GenerationResult()).add(chunk)
     before = len(results[numbers[0]].tokens)
     scheduler.cancel(numbers[0])  # runs
@@ -62,7 +62,7 @@ def test_a_long_prompt_does_not_stop_the_others(engine: Engine, prompts: list[li
     first = scheduler.add(TokenSequence(engine.bundle, prompts[1], 60))
     scheduler.step()
     second = scheduler.add(TokenSequence(engine.bundle, prompts[7], 5))  # 300 tokens: 15 calls
-    steps = [{request for request, _ in scheduler.step()} for _ in range(15)]
+    steps = [{request for request, *_ in scheduler.step()} for _ in range(15)]
     assert all(first in step for step in steps), "a round after every call"
     assert [second in step for step in steps] == [False] * 14 + [True]
 
