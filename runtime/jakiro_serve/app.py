@@ -125,7 +125,10 @@ class Service:
         self.authorize(request)
         try:
             raw = await asyncio.wait_for(self._read(request), _BODY_SECONDS)
-            parsed: _Body = kind.model_validate(json.loads(raw))
+            given = json.loads(raw)
+            if isinstance(given, dict):  # null is what is not given
+                given = {name: value for name, value in given.items() if value is not None}
+            parsed: _Body = kind.model_validate(given)
         except asyncio.TimeoutError:
             raise RefusedError(408, f"The request's body did not arrive within {_BODY_SECONDS} seconds.") from None
         except ValidationError as error:
@@ -152,7 +155,11 @@ class Service:
 
     def chat(self, asked: ChatRequest) -> list[TokenSequence]:
         """The answers of a conversation, not begun."""
-        return self._sequences(asked, self.engine.chat_prompt(asked.messages), asked.most_tokens)
+        try:
+            messages = asked.conversation
+        except ValueError as error:
+            raise RefusedError(400, f"messages: {error}.", "messages") from None
+        return self._sequences(asked, self.engine.chat_prompt(messages), asked.most_tokens)
 
     def complete(self, asked: CompletionRequest) -> list[TokenSequence]:
         """The answers of some prompts, n for each in turn, not begun."""

@@ -26,7 +26,8 @@ class RefusedError(Exception):
         """The error as JSON."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
         kind = "server_error" if self.status >= 500 else kind
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        message, param = (text.encode(errors="replace").decode() if text else text for text in (str(self), self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
 def finish_reason(reason: str | None) -> str | None:

@@ -113,6 +113,11 @@ class ChatRequest(_Generation):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages; a content of several texts is one. Raises ValueError where one holds a part that is no text."""
+        return [{**message, "content": _joined(message.get("content"))} for message in self.messages]
+
+    @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
@@ -141,6 +146,14 @@ class CompletionRequest(_Generation):
             return [self.prompt]
         whole = self.prompt and isinstance(self.prompt[0], int)
         return [list(self.prompt)] if whole else list(self.prompt)  # type: ignore[arg-type]
+
+
+def _joined(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise ValueError("a message's content holds a part that is no text; this model reads text alone")
+    return "".join(part["text"] for part in content)
 
 
 def _penalty(presence: float, frequency: float, prompt_tokens: int) -> LogitsProcessor | None:

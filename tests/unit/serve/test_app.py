@@ -114,6 +114,12 @@ def test_concurrent_requests_equal_the_same_alone(client: openai.OpenAI, model: 
     assert answers == [alone(number) for number in range(12)]
 
 
+def test_texts_in_parts_are_one_text(client: openai.OpenAI, model: str) -> None:
+    parts = [{"type": "text", "text": "Why is the "}, {"type": "text", "text": "sky blue?"}]
+    whole = ask(client, model).choices[0].message.content
+    assert ask(client, model, messages=[{"role": "user", "content": parts}]).choices[0].message.content == whole
+
+
 def test_n_answers_differ_by_seed_and_the_first_is_the_one_of_that_seed(client: openai.OpenAI, model: str) -> None:
     three = [choice.message.content for choice in ask(client, model, n=3, temperature=1.2, seed=7).choices]
     assert len(set(three)) == 3
@@ -159,6 +165,11 @@ def test_response_format_gives_json(client: openai.OpenAI, model: str) -> None:
         ({"messages": []}, 400, "messages is not valid"),
         ({"messages": [{"role": "user", "content": "x" * 19000}]}, 400, "context is"),
         ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "larger than 20000 bytes"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "part that is no text"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "not valid Unicode"),
+        ({"\ud800": 1}, 400, "is not"),
+        ({"temperature": float("nan")}, 400, "temperature is not valid"),
+        ({"tools": None, "n": None, "user": "someone"}, 200, ""),
         ({"logit_bias": {"99999": 1}}, 400, "outside 0..319"),
         ({"n": 16}, 200, ""),
     ],
@@ -167,7 +178,9 @@ def test_a_wrong_request_gets_its_status_and_a_sentence(
     url: str, model: str, change: dict[str, object], status: int, sentence: str
 ) -> None:
     body = {"model": model, "messages": TALK, "max_tokens": 2, **change}
-    reply = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+    reply = httpx.post(
+        f"{url}/v1/chat/completions", content=json.dumps(body), headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+    )
     assert reply.status_code == status, reply.text
     if sentence:
         error = reply.json()["error"]
