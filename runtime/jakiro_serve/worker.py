@@ -94,8 +94,8 @@ class Worker:
                 self.scheduler.reset()
                 continue
             for each in progress:
-                self._tickets[each.request].put(each)
-                if each.chunk.finish_reason:
+                self._tickets[each.request].put(each.error or each)
+                if each.ends:
                     del self._tickets[each.request]
 
     def _take_orders(self) -> bool:

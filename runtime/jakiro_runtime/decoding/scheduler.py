@@ -11,14 +11,25 @@ from typing import NamedTuple
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.decoder import Decoder
 from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, TokenSequence
+from jakiro_runtime.errors import UserError
 
 
 class Progress(NamedTuple):
-    """What a step brought one request, by the number that `Scheduler.add` gave. gain: the round, with its tree."""
+    """What a step brought one request, by the number that `Scheduler.add` gave.
+
+    gain: the round, with its tree
+    error: what ended the request, in place of a finish reason
+    """
 
     request: int
     chunk: GenerationChunk
     gain: Gain
+    error: UserError | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing more comes."""
+        return self.error is not None or self.chunk.finish_reason is not None
 
 
 class _Prefill(NamedTuple):
@@ -119,16 +130,16 @@ class Scheduler:
             decoder.proposer.catch_up([sequence])  # in its turn: else the whole prompt would be drafted after in one round
             return []
         self._prefill = None
-        chunk = sequence.take(gains[0])
+        progress = _taken(request, sequence, gains[0])
         sequence.stats.prefill = sequence.stats.first_token = time.perf_counter() - self._added.pop(request)
-        if chunk.finish_reason:
+        if progress.ends:
             self._keep(sequence, decoder, 0)
         elif self._batch is None:
             self._batch, self._active = decoder, [(request, sequence)]
         else:
             self._batch.admit(decoder)
             self._active.append((request, sequence))
-        return [Progress(request, chunk, gains[0])]
+        return [progress]
 
     def _step_batch(self) -> list[Progress]:
         decoder = self._batch
@@ -136,9 +147,7 @@ class Scheduler:
             return []
         started, before = time.perf_counter(), decoder.seconds
         gains = decoder.round([sequence for _, sequence in self._active])
-        progress = [
-            Progress(request, sequence.take(gain), gain) for (request, sequence), gain in zip(self._active, gains, strict=True)
-        ]
+        progress = [_taken(request, sequence, gain) for (request, sequence), gain in zip(self._active, gains, strict=True)]
         draft, target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
         for _, sequence in self._active:  # times are the whole batch's
             sequence.stats.draft += draft
@@ -185,3 +194,11 @@ class Scheduler:
         self._kept[next(self._numbers)] = (list(sequence.tokens), kept)
         if len(self._kept) > self._most_kept:
             self._kept.popitem(last=False)
+
+
+def _taken(request: int, sequence: TokenSequence, gain: Gain) -> Progress:
+    """What a sequence takes of a round. One whose rules fail ends alone."""
+    try:
+        return Progress(request, sequence.take(gain), gain)
+    except UserError as error:
+        return Progress(request, GenerationChunk([], ""), gain, error)

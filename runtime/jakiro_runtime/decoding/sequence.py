@@ -11,7 +11,7 @@ import numpy as np
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.stats import RoundCounts, Stats
 from jakiro_runtime.decoding.tree import DraftTree
-from jakiro_runtime.errors import UsageError
+from jakiro_runtime.errors import UsageError, UserError
 from jakiro_runtime.sampling import NO_TOKEN, Constraint, Sampler, Sampling, TokenLogprob
 from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_runtime.text.stream import TextStream
@@ -96,6 +96,7 @@ class TokenSequence:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1 is expected.")
         self.stats = Stats(prompt_tokens=len(self.tokens))
         self.finish_reason: str | None = None
+        self._failure: UserError | None = None
         self.constraint: Constraint | None = grammar.start() if grammar is not None else None
         model = bundle.manifest.model
         self._sampler = Sampler(sampling or Sampling(), bundle.eos_token_ids, model.vocab_size, self.constraint)
@@ -113,11 +114,21 @@ class TokenSequence:
         return self._sampler.needs_logits
 
     def next_token(self, best: int, logits: np.ndarray, path: list[int]) -> int:
-        """The token after `path`, tokens of a tree that continue this sequence; logits [vocab]."""
-        return self._sampler.choose(best, logits, self.tokens + path, self.stats.new_tokens + len(path))
+        """The token after `path`, tokens of a tree that continue this sequence; logits [vocab].
+
+        What the rules raise, `take` raises: the other sequences of the batch are in the middle of a round.
+        """
+        try:
+            return self._sampler.choose(best, logits, self.tokens + path, self.stats.new_tokens + len(path))
+        except UserError as error:
+            self._failure = error
+            return NO_TOKEN
 
     def take(self, gain: Gain) -> GenerationChunk:
-        """Append the tokens of a round, up to the one that ends the answer."""
+        """Append the tokens of a round, up to the one that ends the answer. Raises what the rules for its tokens raised."""
+        if self._failure is not None:
+            self.finish_reason = "error"
+            raise self._failure
         taken: list[int] = []
         text, stats = "", self.stats
         for token in gain.tokens:

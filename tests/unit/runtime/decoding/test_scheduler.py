@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
 from answers import plain
-from jakiro_runtime import Engine, Sampling
+from jakiro_runtime import Engine, Sampling, UsageError
 from jakiro_runtime.decoding.scheduler import Scheduler
 from jakiro_runtime.decoding.sequence import GenerationResult, TokenSequence
 from oracle import with_oracle
@@ -15,7 +18,7 @@ HOW = [None, Sampling(temperature=0.8, seed=4), Sampling(repetition_penalty=1.3,
 
 def drain(scheduler: Scheduler, results: dict[int, GenerationResult]) -> None:
     while scheduler.waiting or scheduler.running:
-        for request, chunk, _ in scheduler.step():
+        for request, chunk, *_ in scheduler.step():
             results.setdefault(request, GenerationResult()).add(chunk)
 
 
@@ -29,7 +32,7 @@ def test_requests_that_come_and_go_answer_as_each_alone(engine: Engine, prompts:
     for number, prompt in enumerate(prompts):
         order.append(scheduler.add(TokenSequence(expert.bundle, prompt, 10 + 5 * number, HOW[number % 3])))
         for _ in range(3):
-            for request, chunk, _ in scheduler.step():
+            for request, chunk, *_ in scheduler.step():
                 results.setdefault(request, GenerationResult()).add(chunk)
             most = max(most, scheduler.running)
     drain(scheduler, results)
@@ -45,7 +48,7 @@ def test_a_cancelled_request_ends_and_the_others_do_not_notice(engine: Engine, p
     numbers = [scheduler.add(TokenSequence(engine.bundle, prompt, 40)) for prompt in prompts[:5]]
     results: dict[int, GenerationResult] = {}
     for _ in range(5):
-        for request, chunk, _ in scheduler.step():
+        for request, chunk, *_ in scheduler.step():
             results.setdefault(request, GenerationResult()).add(chunk)
     before = len(results[numbers[0]].tokens)
     scheduler.cancel(numbers[0])  # runs
@@ -80,3 +83,25 @@ def test_a_finished_request_s_rows_serve_the_next_prompt(engine: Engine, prompts
     assert sequences[1].stats.reused_tokens >= len(prompts[5]) - 2
     assert results[numbers[0]].tokens == plain(engine, again).tokens[:12]
     assert results[numbers[1]].tokens == results[first].tokens
+
+
+@pytest.mark.parametrize("when", [0, 3])
+def test_a_request_whose_rules_fail_ends_alone(engine: Engine, prompts: list[list[int]], when: int) -> None:
+    def fails(prefix: Sequence[int], scores: np.ndarray) -> np.ndarray:
+        return scores[:3] if len(prefix) == len(prompts[2]) + when else scores
+
+    scheduler, errors = Scheduler(engine.bundle), {}
+    hows = [Sampling(repetition_penalty=1.3), None, Sampling(processors=[fails])]
+    numbers = [scheduler.add(TokenSequence(engine.bundle, prompts[n], 30, how)) for n, how in enumerate(hows)]
+    results: dict[int, GenerationResult] = {number: GenerationResult() for number in numbers}
+    while scheduler.waiting or scheduler.running:
+        for progress in scheduler.step():
+            results[progress.request].add(progress.chunk)
+            if progress.error:
+                errors[progress.request] = str(progress.error)
+    assert list(errors) == numbers[2:]
+    assert "expected (320,)" in errors[numbers[2]]
+    for number, prompt, how in zip(numbers[:2], prompts, hows, strict=False):
+        assert results[number].tokens == plain(engine, prompt, 30, sampling=how).tokens
+    with pytest.raises(UsageError, match="expected"):
+        plain(engine, prompts[2], 30, sampling=hows[2])
