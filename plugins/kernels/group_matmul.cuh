@@ -16,7 +16,8 @@
 // 0.11 ms. Unpacking is some five instructions a weight: at 205 GB/s 80 % of Orin's issue slots, so memory and
 // instructions are about balanced there, and an H100 would be bound by them.
 //
-// not run on a GPU.
+// Run on an H100 (tests/gpu, tier 1, 27 November 2026): within the bound for 1 to 128 rows, 1172 GB/s at one row, and more
+// than twice the time above 32 rows. Not run on a Jetson.
 #pragma once
 
 #include <stdint.h>
