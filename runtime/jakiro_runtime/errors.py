@@ -28,6 +28,14 @@ class UsageError(EngineError):
     exit_code = 2
 
 
+class ContextError(UsageError):
+    """A prompt that does not fit the engine's context."""
+
+
+class ConversationError(EngineError):
+    """A conversation of which the model's chat template makes no prompt."""
+
+
 class _Terminated(BaseException):
     """The system asked the command to end. Like KeyboardInterrupt, nothing but cleaning up stops it."""
 

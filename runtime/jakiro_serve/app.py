@@ -8,7 +8,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from jakiro_runtime.decoding.scheduler import Scheduler
 from jakiro_runtime.decoding.sequence import GenerationResult, TokenSequence
 from jakiro_runtime.engine import Engine
-from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_runtime.errors import ContextError, ConversationError, EngineError, UsageError
 from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_serve import worker as workers
 from jakiro_serve.replies import ChatForm, CompletionForm, RefusedError, usage
@@ -138,11 +138,16 @@ class Service:
             raise RefusedError(400, f"{place or 'The body'} {what}.", param=place or None) from None
         except (ValueError, RecursionError):
             raise RefusedError(400, "The body is not JSON (UTF-8); send a JSON object.") from None
-        if parsed.model is not None and parsed.model != self.name:
-            raise RefusedError(
-                404, f"There is no model {parsed.model!r} here; this server has {self.name!r}.", "model", "model_not_found"
-            )
+        if parsed.model is not None:
+            self.check_model(parsed.model)
         return parsed
+
+    def check_model(self, name: str) -> None:
+        """Raises RefusedError where this server has another model."""
+        if name != self.name:
+            raise RefusedError(
+                404, f"There is no model {name!r} here; this server has {self.name!r}.", "model", "model_not_found"
+            )
 
     async def _read(self, request: Request) -> bytes:
         parts, size = [], 0
@@ -236,9 +241,9 @@ def refusal(error: Exception) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, UsageError):
-        return RefusedError(400, str(error), code="context_length_exceeded" if "context is" in str(error) else None)
+        return RefusedError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextError) else None)
     if isinstance(error, EngineError):
-        return RefusedError(400 if "chat template" in str(error) else 500, str(error))
+        return RefusedError(400 if isinstance(error, ConversationError) else 500, str(error))
     return RefusedError(500, f"Unexpected {type(error).__name__}; the server's log has more.")
 
 
@@ -271,10 +276,10 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
     @app.exception_handler(EngineError)
     @app.exception_handler(Exception)
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        reply = refusal(error)
-        headers = {"Retry-After": "1"} if reply.status == 429 else {}
-        service.metrics.requests.labels(_known_path(request), str(reply.status)).inc()
-        return JSONResponse(reply.body(), reply.status, headers)
+        said = refusal(error)
+        headers = {"Retry-After": "1"} if said.status == 429 else {}
+        service.metrics.requests.labels(_known_path(request), str(said.status)).inc()
+        return JSONResponse(said.body(), said.status, headers)
 
     @app.exception_handler(StarletteHTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
@@ -284,24 +289,23 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
         route = request.scope.get("route")
         return getattr(route, "path", "other")
 
-    def head(prefix: str) -> dict[str, Any]:
-        return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
+    async def reply(
+        request: Request, kind: type[_Body], begin: Callable[[_Body], list[TokenSequence]], form: type[_Form], prefix: str
+    ) -> Response:
+        asked = await service.body(request, kind)
+        sequences = await run_in_threadpool(begin, asked)
+        head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
+        found = await service.answer(request, asked, sequences, form(engine.bundle.tokenizer, head))
+        service.metrics.requests.labels(_known_path(request), str(found.status_code)).inc()
+        return found
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        asked = await service.body(request, ChatRequest)
-        sequences = await run_in_threadpool(service.chat, asked)
-        reply = await service.answer(request, asked, sequences, ChatForm(engine.bundle.tokenizer, head("chatcmpl")))
-        service.metrics.requests.labels("/v1/chat/completions", str(reply.status_code)).inc()
-        return reply
+        return await reply(request, ChatRequest, service.chat, ChatForm, "chatcmpl")
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        asked = await service.body(request, CompletionRequest)
-        sequences = await run_in_threadpool(service.complete, asked)
-        reply = await service.answer(request, asked, sequences, CompletionForm(engine.bundle.tokenizer, head("cmpl")))
-        service.metrics.requests.labels("/v1/completions", str(reply.status_code)).inc()
-        return reply
+        return await reply(request, CompletionRequest, service.complete, CompletionForm, "cmpl")
 
     @app.post("/v1/embeddings")
     async def embeddings() -> Response:
@@ -315,10 +319,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> dict[str, Any]:
         service.authorize(request)
-        if name != service.name:
-            raise RefusedError(
-                404, f"There is no model {name!r} here; this server has {service.name!r}.", "model", "model_not_found"
-            )
+        service.check_model(name)
         return _model(service)
 
     @app.get("/health")

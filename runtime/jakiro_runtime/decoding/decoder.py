@@ -129,9 +129,8 @@ class Decoder:
 
         The prompt's last token is always processed, for its logits.
         """
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, ids, strict=False)))
         # a draft row needs the token after its own: the last common token's row is made again
-        length = max(0, min(common - 1, self.cached_length(0), len(ids) - 1))
+        length = max(0, min(shared_prefix(known, ids) - 1, self.cached_length(0), len(ids) - 1))
         self.truncate(0, length)
         return length
 
@@ -147,6 +146,11 @@ class Decoder:
         """Hold copies of these sequences, (decoder, number) each, in place of its own."""
         self.proposer.assemble([(decoder.proposer, number) for decoder, number in parts])
         self.target.assemble([(decoder.target, number) for decoder, number in parts])
+
+
+def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _need_logits(sequences: Sequence[TokenSequence]) -> bool:

@@ -75,14 +75,6 @@ class SequenceBuffer:
         """Forget every slot of a sequence from `length` on. Nothing is cleared: graphs see `past_length` slots only."""
         self.lengths[sequence] = min(int(self.lengths[sequence]), length)
 
-    def select(self, sequences: Sequence[int]) -> None:
-        """Drop every other sequence. The arrays are replaced and must be bound again."""
-        self.assemble([(self, number) for number in sequences])
-
-    def admit(self, other: SequenceBuffer) -> None:
-        """Append the sequences of another buffer, of the same memory. The arrays are replaced and must be bound again."""
-        self.assemble([(buffer, number) for buffer in (self, other) for number in range(len(buffer.lengths))])
-
     def assemble(self, parts: Sequence[tuple[SequenceBuffer, int]]) -> None:
         """Hold copies of these sequences, (buffer, number) each, in place of its own; the arrays must be bound again."""
         lengths = np.array([buffer.lengths[number] for buffer, number in parts], np.int64)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from itertools import count, takewhile
+from itertools import count
 from typing import NamedTuple
 
 from jakiro_runtime.bundle import Bundle
-from jakiro_runtime.decoding.decoder import Decoder
+from jakiro_runtime.decoding.decoder import Decoder, shared_prefix
 from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, TokenSequence
 from jakiro_runtime.errors import UserError
 
@@ -149,10 +149,11 @@ class Scheduler:
         gains = decoder.round([sequence for _, sequence in self._active])
         progress = [_taken(request, sequence, gain) for (request, sequence), gain in zip(self._active, gains, strict=True)]
         draft, target = (now - then for now, then in zip(decoder.seconds, before, strict=True))
+        host = time.perf_counter() - started - draft - target
         for _, sequence in self._active:  # times are the whole batch's
             sequence.stats.draft += draft
             sequence.stats.target += target
-            sequence.stats.host += time.perf_counter() - started - draft - target
+            sequence.stats.host += host
         self._leave({row for row, (_, sequence) in enumerate(self._active) if sequence.finish_reason})
         return progress
 
@@ -171,18 +172,14 @@ class Scheduler:
 
     def _begun(self, sequence: TokenSequence) -> Decoder:
         """A decoder for a new request; its caches hold what the prompt shares with a finished one."""
-        ids = sequence.tokens
-
-        def common(key: int) -> int:
-            return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._kept[key][0], ids, strict=False)))
-
         decoder = self._decoder()
-        best = max(self._kept, key=common, default=None)
-        if best is not None and common(best) > 1:
+        shared = {key: shared_prefix(known, sequence.tokens) for key, (known, _) in self._kept.items()}
+        best = max(shared, key=shared.__getitem__, default=None)
+        if best is not None and shared[best] > 1:
             known, kept = self._kept[best]
             self._kept.move_to_end(best)
             decoder.assemble([(kept, 0)])
-            sequence.stats.reused_tokens = decoder.reuse(known, ids)
+            sequence.stats.reused_tokens = decoder.reuse(known, sequence.tokens)
         return decoder
 
     def _keep(self, sequence: TokenSequence, decoder: Decoder, row: int) -> None:

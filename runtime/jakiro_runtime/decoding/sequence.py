@@ -11,7 +11,7 @@ import numpy as np
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.stats import RoundCounts, Stats
 from jakiro_runtime.decoding.tree import DraftTree
-from jakiro_runtime.errors import UsageError, UserError
+from jakiro_runtime.errors import ContextError, UsageError, UserError
 from jakiro_runtime.sampling import NO_TOKEN, Constraint, Sampler, Sampling, TokenLogprob
 from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_runtime.text.stream import TextStream
@@ -167,5 +167,7 @@ def _checked_prompt(bundle: Bundle, prompt: Sequence[int] | str) -> list[int]:
     if min(ids) < 0 or max(ids) >= model.vocab_size:
         raise UsageError(f"The prompt holds a token outside 0..{model.vocab_size - 1}, the engine's vocabulary.")
     if len(ids) >= model.max_context:
-        raise UsageError(f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included.")
+        raise ContextError(
+            f"The prompt has {len(ids)} tokens, but this engine's context is {model.max_context}, answer included."
+        )
     return ids

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jakiro_runtime.errors import EngineError, one_line
+from jakiro_runtime.errors import ConversationError, EngineError, one_line
 from jakiro_runtime.format.files import read_text
 
 Message = Mapping[str, Any]
@@ -83,16 +83,16 @@ class ChatTemplate:
             variables: whatever else the template reads, such as enable_thinking
 
         Raises:
-            EngineError: the template refuses the conversation, fails, or does more than any prompt needs
+            ConversationError: the template refuses the conversation, fails, or does more than any prompt needs
         """
         name = _TOOL_USE if tools is not None and _TOOL_USE in self._templates else _DEFAULT
         if name not in self._templates:
-            raise EngineError(
+            raise ConversationError(
                 f"The model has no default chat template, only {', '.join(sorted(self._templates))}; give prompts as they stand."
             )
         conversation = [_message(message) for message in messages]
         if not conversation:
-            raise EngineError("The conversation is empty; at least one message is expected.")
+            raise ConversationError("The conversation is empty; at least one message is expected.")
         given = {
             **self._tokens,
             **{key: _plain(value) for key, value in variables.items()},
@@ -106,11 +106,11 @@ class ChatTemplate:
         try:
             return sandbox.render(self._templates[name], given)
         except sandbox.TemplateError as error:
-            raise EngineError(f"The model's chat template refuses this conversation: {one_line(error)}.") from error
+            raise ConversationError(f"The model's chat template refuses this conversation: {one_line(error)}.") from error
         except sandbox.TemplateBudgetError as error:
-            raise EngineError(f"The model's chat template was stopped: {error}.") from error
+            raise ConversationError(f"The model's chat template was stopped: {error}.") from error
         except Exception as error:  # its expressions may raise anything: the template or the conversation is at fault
-            raise EngineError(
+            raise ConversationError(
                 f"The model's chat template fails on this conversation: {type(error).__name__}: {one_line(error)}."
             ) from error
 
@@ -148,7 +148,7 @@ def _named_sources(given: Any) -> dict[str, str]:
 
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise EngineError(f"A message is a {type(message).__name__}; an object with a role and a content is expected.")
+        raise ConversationError(f"A message is a {type(message).__name__}; an object with a role and a content is expected.")
     plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None})
     reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,6 +23,7 @@ import tier0_probe as probe
 import tier1_kernels as kernels
 import tier1b_memory as memory_tier
 import tier_harness as harness
+import tier_plugin
 import tiny
 from fake_cuda import FakeCuda
 from jakiro_runtime import Engine
@@ -158,6 +161,27 @@ def test_without_a_gpu_every_tier_says_so_and_the_exit_status_is_1(tmp_path: Pat
     assert done.stdout.count("there is no GPU") >= 2
     assert "Traceback" not in done.stdout + done.stderr
     assert subprocess.run([sys.executable, str(RUN), "7"], capture_output=True).returncode == 2
+
+
+def test_the_kit_s_tiny_engine_is_exported_with_the_answers_that_it_gives(tmp_path: Path) -> None:
+    make_kit.make_tiny(tmp_path / "tiny")
+    answers = checks.Answers.read(tmp_path / "tiny" / "answers.json")
+    assert len(answers.prompts) == len(answers.tokens) == 4
+    found = checks.answer(Engine.open(tmp_path / "tiny", "onnxruntime", threads=1), answers.prompts[1], 48, True)[0]
+    answers.agree(1, found)
+
+
+def test_a_tier_s_own_build_compiles_every_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tier_plugin, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(tier_plugin, "_run", commands.append)
+    monkeypatch.setattr(tier_plugin, "ROOT", tmp_path)
+    monkeypatch.delenv("JAKIRO_PLUGIN", raising=False)
+    shutil.copytree(ROOT / "plugins", tmp_path / "plugins")
+    tier_plugin.plugin_library(90, {})
+    compiled = {Path(word).name for command in commands for word in command if word.endswith(".cu")}
+    cmake = set(re.findall(r"kernels/(\w+\.cu)", (ROOT / "plugins" / "CMakeLists.txt").read_text()))
+    assert compiled == cmake == {file.name for file in (ROOT / "plugins" / "kernels").glob("*.cu")}
 
 
 def test_the_kit_says_in_words_what_a_bare_machine_lacks(

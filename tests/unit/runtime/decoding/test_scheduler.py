@@ -16,10 +16,14 @@ from oracle import with_oracle
 HOW = [None, Sampling(temperature=0.8, seed=4), Sampling(repetition_penalty=1.3, logprobs=2)]
 
 
+def step(scheduler: Scheduler, results: dict[int, GenerationResult]) -> None:
+    for request, chunk, *_ in scheduler.step():
+        results.setdefault(request, GenerationResult()).add(chunk)
+
+
 def drain(scheduler: Scheduler, results: dict[int, GenerationResult]) -> None:
     while scheduler.waiting or scheduler.running:
-        for request, chunk, *_ in scheduler.step():
-            results.setdefault(request, GenerationResult()).add(chunk)
+        step(scheduler, results)
 
 
 @pytest.mark.parametrize("speculate", [True, False])
@@ -32,8 +36,7 @@ def test_requests_that_come_and_go_answer_as_each_alone(engine: Engine, prompts:
     for number, prompt in enumerate(prompts):
         order.append(scheduler.add(TokenSequence(expert.bundle, prompt, 10 + 5 * number, HOW[number % 3])))
         for _ in range(3):
-            for request, chunk, *_ in scheduler.step():
-                results.setdefault(request, GenerationResult()).add(chunk)
+            step(scheduler, results)
             most = max(most, scheduler.running)
     drain(scheduler, results)
     assert 1 < most <= 4, "they were in one batch, and no more than allowed"
@@ -48,8 +51,7 @@ def test_a_cancelled_request_ends_and_the_others_do_not_notice(engine: Engine, p
     numbers = [scheduler.add(TokenSequence(engine.bundle, prompt, 40)) for prompt in prompts[:5]]
     results: dict[int, GenerationResult] = {}
     for _ in range(5):
-        for request, chunk, *_ in scheduler.step():
-            results.setdefault(request, GenerationResult()).add(chunk)
+        step(scheduler, results)
     before = len(results[numbers[0]].tokens)
     scheduler.cancel(numbers[0])  # runs
     scheduler.cancel(numbers[4])  # waits
