@@ -145,7 +145,8 @@ inline I add_epi32(I x, I y) {
 inline I sub_epi32(I x, I y) {
   return each<I>([&](int n) { return x.at[n] - y.at[n]; });
 }
-inline int32_t reduce_add_epi32(I x) { return total(x); }
+inline __m256i castsi512_si256(I x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.at)); }
+inline __m256i extracti64x4_epi64(I x, int half) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.at + 8 * half)); }
 inline I cvtps_epi32(F x) {
   return each<I>([&](int n) { return static_cast<int32_t>(std::nearbyint(x.at[n])); });
 }
@@ -185,6 +186,8 @@ inline I dpbusd_epi32(I sum, I x, I y) {
 #define _mm512_castpd_ps shim::same
 #undef _mm512_castps_pd
 #define _mm512_castps_pd shim::same
+#undef _mm512_castsi512_si256
+#define _mm512_castsi512_si256 shim::castsi512_si256
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask shim::cmp_ps_mask
 #undef _mm512_cmpeq_ps_mask
@@ -201,6 +204,8 @@ inline I dpbusd_epi32(I sum, I x, I y) {
 #define _mm512_div_ps shim::div_ps
 #undef _mm512_dpbusd_epi32
 #define _mm512_dpbusd_epi32 shim::dpbusd_epi32
+#undef _mm512_extracti64x4_epi64
+#define _mm512_extracti64x4_epi64 shim::extracti64x4_epi64
 #undef _mm512_fmadd_ps
 #define _mm512_fmadd_ps shim::fmadd_ps
 #undef _mm512_fnmadd_ps
@@ -225,8 +230,6 @@ inline I dpbusd_epi32(I sum, I x, I y) {
 #define _mm512_mul_ps shim::mul_ps
 #undef _mm512_permute_ps
 #define _mm512_permute_ps shim::permute_ps
-#undef _mm512_reduce_add_epi32
-#define _mm512_reduce_add_epi32 shim::reduce_add_epi32
 #undef _mm512_reduce_add_ps
 #define _mm512_reduce_add_ps shim::reduce_add_ps
 #undef _mm512_reduce_max_ps

@@ -6,6 +6,7 @@ Both forms are tested on every machine: AVX2 as it is, AVX-512 over a shim where
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from answers import plain
 from jakiro_export.quantization.hadamard import hadamard
 from jakiro_runtime import Engine, kernels
 from jakiro_runtime.backends import onnxruntime as backend
+from jakiro_runtime.kernels import prebuilt
 from kernel_calls import ATTRIBUTES, BODIES, CALLS, Arrays, attention_call, batch, int4_call, int8_call, session
 from paths import ROOT
 
@@ -34,6 +36,13 @@ def library(request: pytest.FixtureRequest) -> Path:
     digest = hashlib.sha256(SHIM.read_bytes()).hexdigest()[:8]
     flags = ["-DJAKIRO_AVX512=0"] if has_avx512 else ["-O1", "-include", str(SHIM), f"-DSHIM=0x{digest}"]
     return kernels.compiled(kernels._compiler(), *flags)
+
+
+def test_the_shim_has_every_instruction_that_the_kernels_use() -> None:
+    """On a processor that has the instructions too, where nothing is compiled over the shim."""
+    sources = (file.read_text() for file in prebuilt.SOURCES.iterdir() if file.suffix in (".h", ".cpp"))
+    used = {name for source in sources for name in re.findall(r"_mm512_\w+", source)}
+    assert set(re.findall(r"#define (_mm512_\w+)", SHIM.read_text())) == used
 
 
 @pytest.mark.parametrize(("name", "inputs"), CALLS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(CALLS)])
