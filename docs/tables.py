@@ -16,7 +16,8 @@ from jakiro_export.checkpoints.aliases import ALIASES
 from jakiro_export.heads.registry import families
 from jakiro_export.ops import registry
 from jakiro_export.ops.operator import Operand, Operator
-from jakiro_export.targets.families import KNOWN_TO_WORK, REFUSED_MODELS, REFUSED_ROTARY
+from jakiro_export.ops.rotary import REFUSED_ROTARY
+from jakiro_export.targets.families import KNOWN_TO_WORK, REFUSED_MODELS
 from jakiro_runtime import contract
 
 DOCS = Path(__file__).resolve().parent

@@ -23,7 +23,7 @@ from jakiro_runtime import contract
 def target_graph(plan: TargetPlan, metadata: Mapping[str, str]) -> ir.Model:
     """The target's graph with its weights as recipes."""
     dtype, checkpoint = plan.precision.activations, plan.checkpoint
-    graph = TargetGraph(build_meta(checkpoint.config, torch_dtype(dtype)), plan.attention, plan.context)
+    graph = TargetGraph(build_meta(checkpoint.config, torch_dtype(dtype)), plan.attention, plan.context, plan.feature_layers)
     traced = trace_target(graph, plan.opset)
     weights = target_weights(checkpoint, graph, traced.graph.initializers, dtype)
     pipeline.prepare(traced, weights, contract.TARGET, metadata, plan.recipe, graph.projection)
@@ -36,8 +36,8 @@ def draft_graph(plan: DraftPlan, metadata: Mapping[str, str]) -> ir.Model:
     with torch.device("meta"):
         model = draft_model(plan).to(kind)
     config = plan.head.config
-    sizes = contract.draft(config.kv_heads, config.head_dim, config.feature_width, plan.tree.shape.nodes)
-    traced = trace(model, sizes, kind, kind, plan.opset)
+    sizes = (config.kv_heads, config.head_dim, plan.target.config.hidden_size, plan.tree.shape.nodes)
+    traced = trace(model, contract.draft(*sizes, plan.feature_layers, config.layers), kind, kind, plan.opset)
     pipeline.prepare(traced, draft_weights(plan), contract.DRAFT, metadata, plan.recipe, {DRAFT_PROJECTION})
     return traced
 

@@ -120,6 +120,7 @@ class TargetPlan:
     """How the target's graph is written.
 
     context: positions that it serves; None for all that the model serves
+    feature_layers: the layers whose inputs the head reads; none: the features after the final norm
     opset: 20 writes norms and rotary embeddings as primitives; 23 and later as single operators
     own_recipe: the user's, in place of the precision's
     """
@@ -130,6 +131,7 @@ class TargetPlan:
     opset: int
     context: int | None = None
     own_recipe: Recipe | None = None
+    feature_layers: tuple[int, ...] = ()
 
     @property
     def recipe(self) -> Recipe | None:
@@ -153,6 +155,11 @@ class DraftPlan:
     def recipe(self) -> Recipe | None:
         """As `TargetPlan` has it."""
         return self.own_recipe or RECIPES.get(self.precision.name)
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """As `TargetPlan` has it."""
+        return self.head.feature_layers(self.target.config.num_hidden_layers)
 
     @property
     def draft_vocab(self) -> int | None:
@@ -187,7 +194,7 @@ class ExportPlan:
 
     def with_shape(self, shape: TreeShape) -> ExportPlan:
         """The same with a tree of another shape."""
-        return replace(self, draft=replace(self.draft, tree=self.draft.head.tree(shape)))
+        return replace(self, draft=replace(self.draft, tree=self.draft.tree.reshaped(shape)))
 
     def summary(self) -> Iterator[tuple[str, str]]:
         """Target, head and engine in words: pairs of a label and a line."""
@@ -247,6 +254,8 @@ class ExportPlan:
                 pairing=shape.pairing,
                 parallel_step=shape.parallel,
                 num_experts=draft.head.num_experts,
+                num_layers=draft.head.config.layers,
+                feature_layers=list(draft.feature_layers),
             ),
             precision={"target": self.target.precision.name, "draft": draft.precision.name},
             equality=self.equality,
@@ -271,20 +280,33 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
     draft_vocab = options.draft_vocab or (GPU_DRAFT_VOCAB if draft_precision.gpu and draft_precision.quantized else None)
     equality = options.equality or ("numerical" if precision.gpu else "bitwise")
     context = families.context_limit(config, options.max_context)
+    if head.window is not None and head.window < context:
+        raise UsageError(
+            f"The head in {head.checkpoint.path} sees {head.window} positions only, and the engine serves {context}; give "
+            f"--max-context {head.window}."
+        )
+    feature_layers = head.feature_layers(config.num_hidden_layers)
     tree = head.tree(options.shape)
     recipe = SCALED if options.scaling else None
     if options.recipe is not None:
         recipe = read_recipe(options.recipe, precision.gpu)
-    _check_tree(tree.shape, min(draft_vocab or config.vocab_size, config.vocab_size))
+    token_map = head.token_map(draft_vocab)
+    _check_tree(tree.shape, config.vocab_size if token_map is None else len(token_map))
     return ExportPlan(
         target=TargetPlan(
-            target, precision, target_attention(config, precision, equality == "bitwise", context), options.opset, context, recipe
+            target,
+            precision,
+            target_attention(config, precision, equality == "bitwise", context),
+            options.opset,
+            context,
+            recipe,
+            feature_layers,
         ),
         draft=DraftPlan(
             head,
             target,
             tree,
-            head.token_map(draft_vocab),
+            token_map,
             draft_precision,
             options.opset,
             recipe if draft_precision.quantized else None,
@@ -314,7 +336,7 @@ def target_attention(config: Any, precision: Precision, bitwise: bool, context: 
 def _check_pair(target: Target, head: DraftHead) -> None:
     config: Any = target.config
     for what, ours, theirs in (
-        ("hidden size", head.config.hidden, config.hidden_size),
+        ("hidden size", head.config.target_hidden, config.hidden_size),
         ("vocabulary", head.config.vocab, config.vocab_size),
     ):
         if ours != theirs:

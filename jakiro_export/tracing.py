@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +23,26 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
     return found
 
 
+def _arguments(contract: GraphContract) -> list[list[TensorSpec]]:
+    """The arguments of a module's `forward`: the contract's inputs in order, those numbered by layer as one."""
+    return [list(group) for _, group in groupby(contract.inputs, key=lambda spec: spec.name.partition(".")[0])]
+
+
+def _is_list(argument: list[TensorSpec]) -> bool:
+    return "." in argument[0].name
+
+
+def call_module(module: nn.Module, contract: GraphContract, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Call a module in eager torch as its graph is called, floats in float32. Every output, by name."""
+
+    def tensor(spec: TensorSpec) -> Tensor:
+        found = torch.from_numpy(np.array(inputs[spec.name]))
+        return found.float() if found.is_floating_point() else found
+
+    given = [[tensor(spec) for spec in specs] if _is_list(specs) else tensor(specs[0]) for specs in _arguments(contract)]
+    return {name: value.numpy() for name, value in zip(contract.output_names, module(*given), strict=True)}
+
+
 def trace(module: nn.Module, contract: GraphContract, dtype: torch.dtype, values: torch.dtype, opset: int) -> ir.Model:
     """A module's graph without weight values: initializers carry the parameters' names.
 
@@ -39,13 +60,11 @@ def trace(module: nn.Module, contract: GraphContract, dtype: torch.dtype, values
 
     arguments: list[Any] = []
     dynamic: list[Any] = []
-    for _, group in groupby(contract.inputs, key=lambda spec: spec.name.partition(".")[0]):
-        specs = list(group)
+    for specs in _arguments(contract):
         tensors = [example(spec) for spec in specs]
         lengths = [{place: axes[axis] for place, axis in spec.axes.items()} for spec in specs]
-        numbered = "." in specs[0].name
-        arguments.append(tensors if numbered else tensors[0])
-        dynamic.append(lengths if numbered else lengths[0])
+        arguments.append(tensors if _is_list(specs) else tensors[0])
+        dynamic.append(lengths if _is_list(specs) else lengths[0])
     with torch.no_grad():
         program = torch.onnx.export(
             module.eval(),

@@ -19,12 +19,11 @@ from jakiro_export.checkpoints.json_file import read_object
 from jakiro_export.checkpoints.memory import MemoryStore
 from jakiro_export.checkpoints.quantised import QuantisedStore
 from jakiro_export.checkpoints.safetensors import SafetensorsStore
-from jakiro_export.checkpoints.store import TensorStore
+from jakiro_export.checkpoints.store import TensorStore, same_rows
 from jakiro_export.errors import ExportError, UsageError
 
 _EMBEDDING, _PROJECTION = "model.embed_tokens.weight", "lm_head.weight"
 _WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of training on several GPUs, left in names that were saved there
-_ROWS = 4096  # compared at a time
 
 
 @dataclass
@@ -191,16 +190,9 @@ def _packing(config: PreTrainedConfig, path: Path) -> quantised.Layout | None:
 def _untie(target: Target) -> None:
     """A projection that differs from the embedding is used, whatever the configuration says; transformers does the same."""
     embedding, projection = target.find(_EMBEDDING), target.find(_PROJECTION)
-    if target.tied and embedding and projection and not _equal(target.store, embedding, projection):
+    store = target.store
+    if target.tied and embedding and projection and not same_rows(store, embedding, store, projection):
         target.config.tie_word_embeddings = False
-
-
-def _equal(store: TensorStore, one: str, other: str) -> bool:
-    shape = store.shapes()[one]
-    if store.shapes()[other] != shape:
-        return False
-    panels = ((start, min(start + _ROWS, shape[0])) for start in range(0, shape[0], _ROWS))
-    return all((store.rows(one, *panel) == store.rows(other, *panel)).all() for panel in panels)
 
 
 def _safetensors(folder: Path) -> list[Path]:

@@ -177,17 +177,25 @@ def _head(path: Path) -> dict[str, Any]:
 
     head = load_head(path, str(path))
     config, tree, store = head.config, head.tree(TreeShape()), head.checkpoint.store
-    told = head.checkpoint.config.get("_name_or_path")
+    told = _trained_for(head.checkpoint.config)
     kind = "a tree of another shape can be asked for" if tree.searchable else "its own tree, always"
     return {
         "family": head.variant,
         "dialect": head.dialect,
         "head": head.summary,
-        "target": f"{f'{told}, ' if told else ''}hidden size {config.hidden}, vocabulary {config.vocab}",
+        "target": f"{f'{told}, ' if told else ''}hidden size {config.target_hidden}, vocabulary {config.vocab}",
+        "reads": head.reads,
         "drafts": f"{tree.shape.nodes} nodes, depth {tree.shape.depth}, top-k {tree.shape.top_k}: {kind}",
         "flags": head.flags,
         "tensors": {name: f"{store.dtype(name)} {list(shape)}" for name, shape in sorted(store.shapes().items())},
     }
+
+
+def _trained_for(config: dict[str, Any]) -> str | None:
+    """The target that a head's `config.json` names, in whatever field; None where it names none."""
+    verifier = (config.get("speculators_config") or {}).get("verifier") or {}
+    named = (config.get(key) for key in ("target_model_name_or_path", "_name_or_path", "target_model_type"))
+    return next((name for name in (verifier.get("name_or_path"), *named) if isinstance(name, str) and name), None)
 
 
 def _budget(subject: _Subject, device: str, context: int, batch: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class HeadConfig:
 
     hidden: width of the head's rows, and of the features that it gives
     vocab: tokens of the target that it was trained for
+    layers: each with a cache of its own
     """
 
     hidden: int
@@ -20,10 +21,11 @@ class HeadConfig:
     kv_heads: int
     head_dim: int
     vocab: int
+    layers: int = 1
 
     @property
-    def feature_width(self) -> int:
-        """Width of the target's features that the head reads; more than `hidden` where it reads several layers'."""
+    def target_hidden(self) -> int:
+        """Width of the target that it was trained for."""
         return self.hidden
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from jakiro_export.artifact.weights import Weight
+from jakiro_export.artifact.weights import Stored, Weight
 from jakiro_export.errors import ExportError
 from jakiro_export.heads.config import Shape, TreeShape
 from jakiro_export.heads.family import DraftHead
@@ -20,7 +20,7 @@ from jakiro_export.heads.trees import DynamicBeam
 from jakiro_export.ops.attention import KVSegment
 from jakiro_export.precisions import AttentionImpl
 
-MATRICES = ("gate_proj", "up_proj", "down_proj")  # of the MLP, under `layers.0.mlp.`
+MATRICES = ("gate_proj", "up_proj", "down_proj")  # of the MLP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,29 @@ class EagleConfig(LayerConfig):
     inner: int
 
 
+def mlp_shapes(c: EagleConfig, prefix: str) -> dict[str, Shape]:
+    """The tensors of a layer's MLP and their shapes."""
+    gate, up, down = (f"{prefix}mlp.{name}.weight" for name in MATRICES)
+    return {gate: (c.inner, c.hidden), up: (c.inner, c.hidden), down: (c.hidden, c.inner)}
+
+
+def mlp_weights(stored: Callable[[str], Stored], prefix: str, place: str) -> dict[str, Weight]:
+    """Their recipes; arguments as `layer.attention_weights` takes them."""
+    return {f"{place}{name}.weight": stored(f"{prefix}mlp.{name}.weight") for name in MATRICES}
+
+
+def check_activation(config: Mapping[str, Any]) -> None:
+    """Raise ExportError where a head's `config.json` names another activation than silu."""
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ExportError(f"The head's MLP has the activation {activation!r}; published EAGLE heads have silu.")
+
+
 class EagleLayer(DraftLayer):
     """The shared layer and a SwiGLU MLP."""
 
-    def __init__(self, config: EagleConfig, attention: AttentionImpl, opset: int) -> None:
-        super().__init__(config, attention, opset)
+    def __init__(self, config: EagleConfig, attention: AttentionImpl, opset: int, inputs: int | None = None) -> None:
+        super().__init__(config, attention, opset, inputs)
         self.gate_proj = nn.Linear(config.hidden, config.inner, bias=False)
         self.up_proj = nn.Linear(config.hidden, config.inner, bias=False)
         self.down_proj = nn.Linear(config.inner, config.hidden, bias=False)
@@ -60,27 +78,31 @@ class EagleModel(DraftModel):
 class EagleHead(DraftHead):
     """The family of EAGLE-1, EAGLE-2 and HASS heads: one layout, of which no checkpoint says how it was trained."""
 
-    variant, title, dialect = "eagle", "EAGLE", "EAGLE-1, EAGLE-2 or HASS"
+    variant, title = "eagle", "EAGLE"
     config: EagleConfig
+
+    @property
+    def dialect(self) -> str:
+        return "EAGLE-1, EAGLE-2 or HASS"
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> bool:
-        return f"{LAYER}mlp.gate_proj.weight" in shapes and f"{LAYER}input_layernorm.weight" not in shapes
+        return (
+            f"{LAYER}mlp.gate_proj.weight" in shapes
+            and f"{LAYER}input_layernorm.weight" not in shapes
+            and not any(name.startswith("mlp.") for name in shapes)
+        )
 
     @classmethod
     def read_config(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> EagleConfig:
-        activation = config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise ExportError(f"The head's MLP has the activation {activation!r}; published EAGLE heads have silu.")
+        check_activation(config)
         layer = read_layer(config)
         layer["qkv_bias"] = f"{LAYER}self_attn.q_proj.bias" in shapes  # no field of theirs says it
         return EagleConfig(**layer, inner=int(config["intermediate_size"]))
 
     @classmethod
     def expected_shapes(cls, config: EagleConfig) -> dict[str, Shape]:
-        c = config
-        gate, up, down = (f"{LAYER}mlp.{name}.weight" for name in MATRICES)
-        return layer_shapes(c, {gate: (c.inner, c.hidden), up: (c.inner, c.hidden), down: (c.hidden, c.inner)})
+        return layer_shapes(config, mlp_shapes(config, LAYER))
 
     def tree(self, shape: TreeShape) -> DraftTree:
         return DynamicBeam(replace(shape, parallel=False))
@@ -90,5 +112,4 @@ class EagleHead(DraftHead):
 
     def layer_weights(self, dtype: np.dtype) -> dict[str, Weight]:
         stored = self.stored(dtype)
-        matrices = {f"head.{name}.weight": stored(f"{LAYER}mlp.{name}.weight") for name in MATRICES}
-        return {**layer_weights(self.config, stored), **matrices}
+        return {**layer_weights(self.config, stored), **mlp_weights(stored, LAYER, "head.")}

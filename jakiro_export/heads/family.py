@@ -31,13 +31,11 @@ class DraftHead(ABC):
 
     variant: the family's name in engine.json
     title: its name in sentences
-    dialect: whose checkpoints of the family are read
     ignored: tensors, by prefix, that may be there and are not read: copies of the target's
     """
 
     variant: ClassVar[str]
     title: ClassVar[str]
-    dialect: ClassVar[str] = "published"
     ignored: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head")
 
     def __init__(self, checkpoint: HeadCheckpoint, config: HeadConfig) -> None:
@@ -60,6 +58,11 @@ class DraftHead(ABC):
         """Every tensor of a head of these sizes and its shape, by published name."""
 
     @classmethod
+    def expected_integers(cls, config: Any) -> dict[str, Shape]:
+        """Tensors of integers that a head of these sizes has besides."""
+        return {}
+
+    @classmethod
     def read(cls: type[Head], checkpoint: HeadCheckpoint) -> Head:
         """The head of a checkpoint, checked tensor by tensor.
 
@@ -73,17 +76,23 @@ class DraftHead(ABC):
             raise
         except Exception as error:  # transformers' own configurations raise many kinds
             raise ExportError(f"{what} has an unusable config.json ({type(error).__name__}: {error}).") from error
-        expected = cls.expected_shapes(config)
-        for name, shape in expected.items():
+        expected, integers = cls.expected_shapes(config), cls.expected_integers(config)
+        for name, shape in {**expected, **integers}.items():
             if name not in shapes:
                 raise ExportError(f"{what} lacks the tensor {name}, expected with shape {list(shape)}.")
             if shapes[name] != shape:
                 raise ExportError(f"{what}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}.")
         plain.check_tensors(checkpoint.store, expected, checkpoint.path)
-        extra = [name for name in shapes if name not in expected and not name.startswith(cls.ignored)]
+        named = {*expected, *integers}
+        extra = [name for name in shapes if name not in named and not name.startswith(cls.ignored)]
         if extra:
             raise ExportError(f"{what} has a tensor {extra[0]} that published ones do not have.")
         return cls(checkpoint, config)
+
+    @property
+    def dialect(self) -> str:
+        """In whose format the checkpoint is."""
+        return "published"
 
     @property
     def parameters(self) -> int:
@@ -102,9 +111,27 @@ class DraftHead(ABC):
         return {name: value for name, value in values.items() if isinstance(value, bool)}
 
     @property
+    def reads(self) -> str:
+        """What the head reads of its target, in words."""
+        return "the features after the final norm"
+
+    def feature_layers(self, count: int) -> tuple[int, ...]:
+        """The layers whose inputs the head reads of a target of `count` layers, ascending; none where it reads no layer's input.
+
+        Raises:
+            ExportError: the target lacks one of them
+        """
+        return ()
+
+    @property
     def frequency(self) -> str:
         """By what `token_map` chooses: "most frequent" where the checkpoint says how frequent tokens are, else "lowest"."""
         return "most frequent" if self.token_order is not None else "lowest-numbered"
+
+    @property
+    def window(self) -> int | None:
+        """How many positions its attention sees; None for all."""
+        return None
 
     @property
     def num_experts(self) -> int:

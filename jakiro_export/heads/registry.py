@@ -55,7 +55,6 @@ def load_head(path: Path, name: str) -> DraftHead:
 
 # Checkpoints that are recognised but not supported: a regular expression that a tensor name matches, and what it then is
 _OTHER_KINDS = {
-    r"midlayer\.|d2t$|layers\.0\.hidden_norm\.": "an EAGLE-3 head",
     r"\d+\.\d+\.linear\.weight$|medusa_head\.": "a set of Medusa heads",
     r".*eh_proj\.|mtp\.": "a multi-token prediction (MTP) module",
     r"model\.layers\.": "a whole language model and no draft head",

@@ -7,6 +7,7 @@ rows through the layer, `candidates` reads the best tokens off a prediction. Bot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,16 +18,16 @@ from jakiro_export.heads.model import DraftModel, DraftTree, LastRows, Predictio
 
 
 class _TreeRows:
-    """The tree's own rows in the head's layer, a level at a time: each level attends to its ancestors' keys."""
+    """The tree's own rows in the head's layers, a level at a time: each level attends to its ancestors' keys."""
 
     def __init__(self, model: DraftModel, last: LastRows) -> None:
         self._model, self._last, self._position = model, last, last.position
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._keys: list[list[Tensor]] = [[] for _ in model.layers]
+        self._values: list[list[Tensor]] = [[] for _ in model.layers]
 
     def first(self, parallel: bool) -> Prediction:
         """The prediction after the last accepted row."""
-        return self._model.predict(self._last.x, self._last.query, self._last.segments, parallel)
+        return self._model.predict(self._last.x, self._last.query, self._last.segments[-1], parallel)
 
     def level(self, tokens: Tensor, features: Tensor, visible: Tensor, parallel: bool) -> Prediction:
         """The prediction after one level's nodes.
@@ -36,13 +37,16 @@ class _TreeRows:
             features: those that the nodes continue, [batch, rows, hidden]
             visible: which of the tree's rows so far each attends to, itself included, [batch or 1, rows, tree rows]
         """
-        layer = self._model.head
         x = self._model.embed(tokens, features)
         self._position = self._position + 1
-        query, key, value = layer.project(x, self._position.expand(-1, tokens.shape[1]))
-        self._keys, self._values = [*self._keys, key], [*self._values, value]
-        rows = layer.new_rows(torch.cat(self._keys, 2), torch.cat(self._values, 2), visible)
-        return self._model.predict(x, query, [*self._last.segments, rows], parallel)
+        for layer, keys, values, above in zip(self._model.layers, self._keys, self._values, self._last.segments, strict=True):
+            query, key, value = layer.project(x, self._position.expand(-1, tokens.shape[1]))
+            keys.append(key)
+            values.append(value)
+            segments = [*above, layer.new_rows(torch.cat(keys, 2), torch.cat(values, 2), visible)]
+            if layer is not self._model.head:
+                x = layer.features(x, query, segments)  # type: ignore[operator]
+        return self._model.predict(x, query, segments, parallel)
 
 
 class DynamicBeam(DraftTree):
@@ -53,6 +57,9 @@ class DynamicBeam(DraftTree):
     """
 
     searchable = True
+
+    def reshaped(self, shape: TreeShape) -> DynamicBeam:
+        return DynamicBeam(replace(shape, parallel=shape.parallel and self.shape.parallel))
 
     def grow(self, model: DraftModel, last: LastRows) -> TreeOutputs:
         shape, width, device = self.shape, self.shape.top_k, last.x.device
@@ -117,6 +124,9 @@ class StaticPaths(DraftTree):
         depth, top_k = max(map(len, paths)) - 1, 1 + max(path[-1] for path in paths)
         super().__init__(TreeShape(depth=depth, top_k=top_k, nodes=len(paths)))
         self.paths = tuple(paths)
+
+    def reshaped(self, shape: TreeShape) -> StaticPaths:
+        return self
 
     def constants(self) -> dict[str, np.ndarray]:
         """The paths as index arrays.

@@ -9,6 +9,7 @@ import torch
 from onnxscript import opset23
 from torch import Tensor
 
+from jakiro_export.errors import ExportError
 from jakiro_export.ops.operator import Example, Operand, Operator
 
 
@@ -56,3 +57,26 @@ OPERATORS = (
         example=_example,
     ),
 )
+
+
+# Kinds of scaling (config.json: "rope_type") that a graph cannot hold, and why
+REFUSED_ROTARY = {
+    **dict.fromkeys(("dynamic", "longrope"), "depends on the length at run time, which a graph cannot follow"),
+    "mrope": "gives a row three positions, for pictures and text, where a graph has one",
+}
+
+
+def check_rotary(config: Any, whose: str) -> None:
+    """Refuse a kind of rotary scaling that a graph cannot hold.
+
+    Args:
+        config: transformers' configuration
+        whose: it is, for the message
+
+    Raises:
+        ExportError: what it is and why
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    by_type = given.values() if given and all(isinstance(value, dict) for value in given.values()) else [given]
+    for kind in sorted({str(value.get("rope_type", "default")) for value in by_type} & {*REFUSED_ROTARY}):
+        raise ExportError(f"The {whose}'s rotary scaling {kind!r} {REFUSED_ROTARY[kind]}.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jakiro_export.errors import ExportError, UsageError
+from jakiro_export.ops.rotary import check_rotary
 
 # Architectures (config.json: "architectures") that are tested, and models of them
 KNOWN_TO_WORK = {
@@ -46,8 +47,6 @@ KNOWN_TO_WORK = {
     "SeedOssForCausalLM": "Seed-OSS",
     "Ernie4_5ForCausalLM": "ERNIE 4.5, dense",
 }
-# Rotary embeddings (config.json: "rope_type") that a graph cannot hold, and why
-REFUSED_ROTARY = dict.fromkeys(("dynamic", "longrope"), "depends on the length at run time, which a graph cannot follow")
 # Layer types (config.json: "layer_types"): attention sees a window of the past only, or the chunk it is in
 WINDOWED, CHUNKED = "sliding_attention", "chunked_attention"
 WITH_SINKS = frozenset({"gpt_oss"})  # models (config.json: "model_type") whose heads have a sink in their softmax
@@ -153,13 +152,4 @@ def check(config: Any) -> None:
     missing = [field for field in _SIZES if not isinstance(getattr(config, field, None), int)]
     if missing:
         raise ExportError(f"The target's configuration ({name}) has no {missing[0]}, which this exporter needs; {works}.")
-    for scaling in _rotary_kinds(config):
-        if scaling in REFUSED_ROTARY:
-            raise ExportError(f"The target's rotary scaling {scaling!r} {REFUSED_ROTARY[scaling]}.")
-
-
-def _rotary_kinds(config: Any) -> set[str]:
-    """The kinds of rotary scaling that a configuration names, for all layers or for each type of layers."""
-    given = getattr(config, "rope_parameters", None) or {}
-    each = given.values() if given and all(isinstance(value, dict) for value in given.values()) else [given]
-    return {str(value.get("rope_type", "default")) for value in each}
+    check_rotary(config, "target")

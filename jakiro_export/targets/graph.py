@@ -11,6 +11,7 @@ from jakiro_export.errors import ExportError
 from jakiro_export.precisions import AttentionImpl
 from jakiro_export.targets import families
 from jakiro_export.targets.experts import split_experts
+from jakiro_export.targets.features import LayerInputs
 from jakiro_export.targets.hooks import ReadOnlyCache, attention_over
 
 
@@ -38,6 +39,7 @@ class TargetGraph(nn.Module):
 
     Args:
         context: positions that the engine serves; None for all that the model serves
+        feature_layers: the layers whose inputs a head reads; none: what the projection to logits reads
 
     stored_names: for each parameter, by its name in the graph, the model's own name of it, which checkpoints use. A tied
         parameter has several names in the graph and one in the checkpoint
@@ -48,12 +50,15 @@ class TargetGraph(nn.Module):
     config: Any
     groups: int
 
-    def __init__(self, model: nn.Module, impl: AttentionImpl, context: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, impl: AttentionImpl, context: int | None = None, feature_layers: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.config = model.config
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.impl, self.context = impl, context
+        self.feature_layers, self._inputs = feature_layers, LayerInputs(model, feature_layers)
         self.expert_parts = split_experts(model)
         own_names = {id(tensor): name for name, tensor in model.named_parameters()}
         projection = model.get_output_embeddings().weight  # type: ignore[operator]
@@ -75,7 +80,7 @@ class TargetGraph(nn.Module):
         past_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
         """Shapes as in the contract: ids and positions [batch, rows], tree_mask [batch, rows, rows], caches
-        [batch, kv_heads, capacity, head_dim] a layer. Returns logits, next_tokens, hidden_states, new keys, new values.
+        [batch, kv_heads, capacity, head_dim] a layer. Returns logits, next_tokens, features, new keys, new values.
         """
         cache = ReadOnlyCache(past_keys, past_values, past_length, tree_mask, position_ids, self.groups, self.impl, self.context)
         self.select.logit_rows = logit_rows
@@ -95,6 +100,6 @@ class TargetGraph(nn.Module):
             )
         if logits.dtype == torch.bfloat16:
             logits = logits.float()  # the runtime's sampler has no bfloat16
-        features = self.select.features
+        features = self._inputs.take() if self.feature_layers else self.select.features
         assert features is not None
         return (logits, logits.argmax(-1), features, *cache.new_keys, *cache.new_values)

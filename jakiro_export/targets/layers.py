@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
 from torch import nn
 
 from jakiro_export.errors import ExportError
+from jakiro_runtime.contract import AUXILIARY
 
 TRACED = 2
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -50,16 +51,40 @@ def shortened(config: Any) -> Any:
     return config
 
 
-def repeat_last_layer(model: ir.Model, layers: str, count: int) -> None:
+def repeat_last_layer(model: ir.Model, layers: str, count: int, read: Sequence[int] = ()) -> None:
     """Make `count` layers of the two that `model` holds, in place.
 
     Args:
         layers: the name of the layer list in the graph, such as "model.model.layers"
+        read: the layers whose inputs become the features, in the place of layer 0's, which the traced graph gives
 
     Raises:
         ExportError: the graph's layers hang together in another way than by one stream of activations.
     """
-    _Repeater(model, layers).run(count)
+    streams = _Repeater(model, layers).run(count)
+    if read:
+        _join_features(model, streams, read)
+
+
+def _join_features(model: ir.Model, streams: list[ir.Value | None], read: Sequence[int]) -> None:
+    """Replace the output that is the input of layer 0 by the inputs of the layers `read`, side by side.
+
+    Args:
+        streams: the input of each layer, and the last one's output; None for layer 0
+    """
+    outputs = model.graph.outputs
+    place = next(n for n, value in enumerate(outputs) if value.name == AUXILIARY)
+    first = outputs[place]
+    parts = [streams[number] or first for number in read]
+    producers = {value.producer() for value in parts}
+    last = [node for node in model.graph if node in producers][-1]
+    assert first.shape is not None
+    joined = ir.Node("", "Concat", parts, [ir.AttrInt64("axis", -1)], outputs=[ir.Value(name=AUXILIARY, type=first.type)])
+    width = int(first.shape[-1]) * len(read)  # type: ignore[arg-type]
+    joined.outputs[0].shape = ir.Shape([*first.shape[:-1], width])
+    first.name = "layer_0_input"
+    outputs[place] = joined.outputs[0]
+    model.graph.insert_after(last, [joined])
 
 
 class _Repeater:
@@ -104,8 +129,10 @@ class _Repeater:
                 found.update(node.outputs)
         return found
 
-    def run(self, count: int) -> None:
+    def run(self, count: int) -> list[ir.Value | None]:
+        """Make the layers. Returns the input of each, and the last one's output; None for layer 0."""
         stream, place, last = self.leaving, self.nodes[-1], TRACED - 1
+        streams: list[ir.Value | None] = [None, self.entering, self.leaving]
         outside = [use for use in self.leaving.uses() if use.node not in self.inside]
         made: dict[str, ir.Value] = {}
         for number in range(TRACED, count):
@@ -114,11 +141,13 @@ class _Repeater:
             copies = [self._copy(node, mapped, number) for node in self.nodes]
             self.graph.insert_after(place, copies)
             stream, place = mapped[self.leaving], copies[-1]
+            streams.append(stream)
             made.update({str(new.name): new for old, new in mapped.items() if old.is_graph_output()})
         for use in outside:
             use.node.replace_input_with(use.idx, stream)
         self._order(self.graph.inputs, self.inputs, count)
         self._order(self.graph.outputs, made, count)
+        return streams
 
     def _layer_values(self, last: int, number: int) -> dict[ir.Value, ir.Value]:
         """The further layer's inputs and weights, by the last traced layer's."""

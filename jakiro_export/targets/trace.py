@@ -23,9 +23,11 @@ def trace(graph: TargetGraph, opset: int) -> ir.Model:
     found, count = layers.layer_list(graph.model), graph.config.num_hidden_layers
     if found is None or count <= layers.TRACED or not layers.are_alike(found[1]):
         return trace_all_layers(graph, opset)
-    short = TargetGraph(build_meta(layers.shortened(graph.config), graph.dtype), graph.impl, graph.context)
+    # any layer stands for those that the head reads until all are there
+    stand_in = (0,) if graph.feature_layers else ()
+    short = TargetGraph(build_meta(layers.shortened(graph.config), graph.dtype), graph.impl, graph.context, stand_in)
     traced = trace_all_layers(short, opset)
-    layers.repeat_last_layer(traced, f"model.{found[0]}", count)
+    layers.repeat_last_layer(traced, f"model.{found[0]}", count, graph.feature_layers)
     return traced
 
 
@@ -34,7 +36,7 @@ def trace_all_layers(graph: TargetGraph, opset: int) -> ir.Model:
     values = torch.float64 if graph.impl == "bitwise" else graph.dtype
     with fused_operators(graph.model, opset):
         try:
-            return trace_module(graph, contract.target(*sizes(graph.config)), graph.dtype, values, opset)
+            return trace_module(graph, contract.target(*sizes(graph.config), graph.feature_layers), graph.dtype, values, opset)
         except Exception as error:  # torch wraps what happened in errors of its own
             refused = _cause(error, ExportError)
             if refused is not None:

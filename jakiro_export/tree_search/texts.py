@@ -18,7 +18,7 @@ class Text:
     """A prompt and its answer.
 
     tokens: [length]
-    features: the target's after each token, [length, hidden]
+    features: the target's after each token, [length, width]
     first: where the answer begins
     """
 
@@ -42,7 +42,7 @@ def _ids(engine: Engine, line: str) -> list[int]:
 
 
 def _features(engine: Engine, ids: list[int]) -> np.ndarray:
-    """The target's features after each token, [length, hidden], as drafting sees them."""
+    """The target's features after each token, [length, width], as drafting sees them."""
     call, rows = TargetRunner(engine.bundle.target, engine.manifest), len(ids)
     positions, mask = np.arange(rows)[None], np.tri(rows, dtype=bool)[None]
     output = call.run(np.array(ids)[None], positions, mask, logits=False, last=np.array([rows - 1]))

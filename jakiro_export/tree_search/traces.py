@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from jakiro_export.tracing import call_module
 from jakiro_export.tree_search.texts import Text
 from jakiro_runtime.backends.evaluate import Arrays, GraphCall, append_rows
 from jakiro_runtime.contract import GraphContract
@@ -51,8 +52,7 @@ def torch_draft(module: nn.Module, contract: GraphContract, levels: int) -> Draf
 
     @torch.no_grad()
     def call(**inputs: np.ndarray) -> Arrays:
-        outputs = module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in contract.input_names))
-        return {name: value.numpy() for name, value in zip(contract.output_names, outputs, strict=True)}
+        return call_module(module, contract, inputs)
 
     return DraftCall(call, contract, levels)
 
@@ -70,7 +70,9 @@ def trace(draft: DraftCall, text: Text) -> DraftTrace:
     positions = np.arange(text.first, stop)  # of a round's root: the last token that is known
     scores, ranks = [], []
     for part in np.array_split(positions, -(-len(positions) // _POSITIONS)):
-        out = draft.call(**_inputs(text, part - 1), **{name: _repeat(array, len(part)) for name, array in cache.items()})
+        out = draft.call(
+            **_inputs(draft.contract, text, part - 1), **{name: _repeat(array, len(part)) for name, array in cache.items()}
+        )
         order = np.argsort(-out["tree_scores"], axis=1, kind="stable")  # [positions, nodes]
         scores.append(np.take_along_axis(out["tree_scores"], order, 1).astype(np.float64))
         for row, position in enumerate(part.tolist()):
@@ -96,11 +98,11 @@ def _repeat(array: np.ndarray, batch: int) -> np.ndarray:
     return np.broadcast_to(array, (batch, *array.shape[1:]))
 
 
-def _inputs(text: Text, rows: np.ndarray) -> Arrays:
+def _inputs(contract: GraphContract, text: Text, rows: np.ndarray) -> Arrays:
     """Calls that draft after row p of the head's sequence (feature p, token p + 1), its cache holding the rows before it."""
     return {
         "input_ids": text.tokens[rows + 1][:, None],
-        "hidden_states": text.features[rows][:, None],
+        contract.features.name: text.features[rows][:, None],
         "position_ids": rows[:, None],
         "last_row": np.zeros(len(rows), np.int64),
         "past_length": rows,
@@ -112,13 +114,13 @@ def _cache(draft: DraftCall, text: Text) -> Arrays:
     rows = len(text.tokens) - 1
     axes = {"batch": 1, "capacity": bucket(len(text.tokens))}
     cache = {spec.name: np.zeros(spec.shape(axes), np.float32) for spec in draft.contract.caches}
-    out = draft.call(
-        input_ids=text.tokens[None, 1:],
-        hidden_states=text.features[None, :-1],
-        position_ids=np.arange(rows)[None],
-        last_row=np.array([rows - 1]),
-        past_length=np.zeros(1, np.int64),
-        **cache,
-    )
+    inputs = {
+        "input_ids": text.tokens[None, 1:],
+        draft.contract.features.name: text.features[None, :-1],
+        "position_ids": np.arange(rows)[None],
+        "last_row": np.array([rows - 1]),
+        "past_length": np.zeros(1, np.int64),
+    }
+    out = draft.call(**inputs, **cache)
     append_rows(cache, out, 0)
     return cache

@@ -31,7 +31,7 @@ def compare(folder: Path, plan: ExportPlan) -> list[Check]:
     target_graph = GraphCall(open_graph(folder / manifest.graphs["target"]), manifest.target_contract)
     draft_graph = GraphCall(open_graph(folder / manifest.graphs["draft"]), manifest.draft_contract)
     checks = list(check_target(target_graph, plan.target, prompt))
-    logits, features = reference(target.model(), text)
+    logits, features = reference(target.model(), text, plan.target.feature_layers)
     return [
         *checks,
         *check_text(target_graph, plan.target.precision, text, logits),

@@ -30,10 +30,10 @@ def check_target(graph: GraphCall, plan: TargetPlan, prompt: np.ndarray) -> Iter
     random = rng.integers(0, vocab, _RANDOM_TOKENS)
 
     for name, tokens in (("real prompt", prompt), ("random tokens", random)):
-        logits, features = reference(model, tokens)
+        logits, features = reference(model, tokens, plan.feature_layers)
         out = _chain(graph, tokens, 0, graph.empty_cache(1, _CAPACITY))
         yield Check(f"{name}, {len(tokens)} rows, no past: logits", difference(out["logits"][0], logits), tolerance)
-        yield Check(f"{name}: features", difference(out["hidden_states"][0], features), tolerance)
+        yield Check(f"{name}: features", difference(out[graph.contract.features.name][0], features), tolerance)
         agree = out["next_tokens"][0] == out["logits"][0].argmax(-1)
         yield Check(f"{name}: next_tokens is not the best logit", float(1 - agree.mean()), 0.0)
 

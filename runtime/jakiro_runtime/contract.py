@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 TARGET, DRAFT = "target", "draft"
+# Features: of the last layer, after the final norm; or of several layers' inputs, side by side
+HIDDEN, AUXILIARY = "hidden_states", "aux_hidden_states"
 # Axes whose length differs from call to call
 BATCH, ROWS, CAPACITY, SELECTED = "batch", "rows", "capacity", "selected"
 AXES = (BATCH, ROWS, CAPACITY, SELECTED)
@@ -64,6 +66,11 @@ class GraphContract:
     @property
     def output_names(self) -> list[str]:
         return [each.name for each in self.outputs]
+
+    @property
+    def features(self) -> TensorSpec:
+        """What the target gives and the draft reads: the features of every row."""
+        return next(each for each in (*self.inputs, *self.outputs) if each.name in (HIDDEN, AUXILIARY))
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
@@ -118,8 +125,17 @@ def new_rows_of(cache: str) -> str:
     return cache.replace("past_", "new_", 1)
 
 
-def target(layers: int, kv_heads: int, head_dim: int, hidden: int, vocab: int) -> GraphContract:
-    """The target's contract for a model of these sizes."""
+def _features(hidden: int, layers: Sequence[int], of_final: str, of_layers: str) -> TensorSpec:
+    if not layers:
+        return TensorSpec(HIDDEN, (BATCH, ROWS, hidden), FLOAT, of_final)
+    return TensorSpec(AUXILIARY, (BATCH, ROWS, len(layers) * hidden), FLOAT, of_layers)
+
+
+def target(
+    layers: int, kv_heads: int, head_dim: int, hidden: int, vocab: int, feature_layers: Sequence[int] = ()
+) -> GraphContract:
+    """The target's contract for a model of these sizes, and a head that reads the inputs of these layers; none: the features
+    after the final norm."""
     cache = (BATCH, kv_heads, CAPACITY, head_dim)
     new = (BATCH, kv_heads, ROWS, head_dim)
     return GraphContract(
@@ -136,33 +152,42 @@ def target(layers: int, kv_heads: int, head_dim: int, hidden: int, vocab: int) -
         outputs=(
             TensorSpec("logits", (BATCH, SELECTED, vocab), FLOAT, "scores of the next token after each selected row"),
             TensorSpec("next_tokens", (BATCH, SELECTED), INT64, "the best of them, the lowest id among equals"),
-            TensorSpec("hidden_states", (BATCH, ROWS, hidden), FLOAT, "features of every row, after the final norm"),
+            _features(hidden, feature_layers, "features of every row, after the final norm", "the same, inputs of layers"),
             *(TensorSpec(f"new_key.{n}", new, FLOAT, f"keys of the new rows in layer {n}, rotated") for n in range(layers)),
             *(TensorSpec(f"new_value.{n}", new, VALUE, f"values of the new rows in layer {n}") for n in range(layers)),
         ),
     )
 
 
-def draft(kv_heads: int, head_dim: int, hidden: int, nodes: int) -> GraphContract:
-    """The draft graph's contract for a head of these sizes and a tree of `nodes` nodes."""
+def draft(
+    kv_heads: int, head_dim: int, hidden: int, nodes: int, feature_layers: Sequence[int] = (), layers: int = 1
+) -> GraphContract:
+    """The draft graph's contract for a head of these sizes and a tree of `nodes` nodes.
+
+    Args:
+        hidden: the target's width
+        feature_layers: as `target` takes them
+        layers: of the head; the caches of a head of several are numbered
+    """
+    numbers = [""] if layers == 1 else [f".{n}" for n in range(layers)]
     cache = (BATCH, kv_heads, CAPACITY, head_dim)
     new = (BATCH, kv_heads, ROWS, head_dim)
     return GraphContract(
         DRAFT,
         inputs=(
             TensorSpec("input_ids", (BATCH, ROWS), INT64, "the token after each accepted row"),
-            TensorSpec("hidden_states", (BATCH, ROWS, hidden), FLOAT, "the target's features of those rows"),
+            _features(hidden, feature_layers, "the target's features of those rows", "the target's features of those rows"),
             TensorSpec("position_ids", (BATCH, ROWS), INT64, "the rows' positions; the token's is one more"),
             TensorSpec("last_row", (BATCH,), INT64, "the last accepted row; rows after it are padding"),
             TensorSpec("past_length", (BATCH,), INT64, "filled slots of each sequence's cache; later slots hold anything"),
-            TensorSpec("past_key", cache, FLOAT, "the head's cached keys, rotated"),
-            TensorSpec("past_value", cache, FLOAT, "the head's cached values"),
+            *(TensorSpec(f"past_key{n}", cache, FLOAT, "the head's cached keys, rotated") for n in numbers),
+            *(TensorSpec(f"past_value{n}", cache, FLOAT, "the head's cached values") for n in numbers),
         ),
         outputs=(
             TensorSpec("tree_tokens", (BATCH, nodes), INT64, "the token of each node; parents precede their children"),
             TensorSpec("tree_parents", (BATCH, nodes), INT64, "the row of its parent: 0 is the root, n is node n - 1"),
             TensorSpec("tree_scores", (BATCH, nodes), FLOAT, "log-probability of its path under the head; float32"),
-            TensorSpec("new_key", new, FLOAT, "the head's keys of the given rows, rotated"),
-            TensorSpec("new_value", new, FLOAT, "the head's values of the given rows"),
+            *(TensorSpec(f"new_key{n}", new, FLOAT, "the head's keys of the given rows, rotated") for n in numbers),
+            *(TensorSpec(f"new_value{n}", new, FLOAT, "the head's values of the given rows") for n in numbers),
         ),
     )

@@ -22,7 +22,7 @@ from jakiro_export.heads.trees import DynamicBeam, StaticPaths
 from jakiro_runtime import contract
 from jakiro_runtime.backends.evaluate import GraphCall
 from jakiro_runtime.backends.onnxruntime import open_graph
-from reference_draft import PlainDraft, PlainEagle, PlainStar
+from reference_draft import PlainDraft, PlainEagle, PlainEagle3, PlainStar
 
 SHAPES = [
     (TreeShape(5, 8, 31), None),
@@ -34,7 +34,7 @@ SHAPES = [
 ]
 
 
-PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle}
+PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle, "eagle3": PlainEagle3}
 
 
 class DraftCase:
@@ -54,28 +54,36 @@ class DraftCase:
         plan = replace(plan, tree=DynamicBeam(tree) if isinstance(tree, TreeShape) else tree)
         with DataFiles(folder) as files:
             save(draft_graph(plan, {}), folder / "draft.onnx", files)
-        self.graph = GraphCall(open_graph(folder / "draft.onnx"), contract.draft(2, 8, 48, plan.tree.shape.nodes))
+        sizes = (2, 8, int(plan.target.config.hidden_size), plan.tree.shape.nodes)
+        given = contract.draft(*sizes, plan.feature_layers, plan.head.config.layers)
+        self.graph = GraphCall(open_graph(folder / "draft.onnx"), given)
         embedding = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
-        self.plain = PLAIN[plan.head.variant](load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0)
+        plain: Any = PLAIN[plan.head.variant]
+        flags = plan.head.flags if plain is PlainEagle3 else {}
+        self.plain = plain(load_file(head / "model.safetensors"), embedding, 6, 2, 10000.0, **flags)
         self.tree, self.vocab = tree, None if plan.token_map is None else plan.token_map.tolist()
 
     def check(self, seed: int, rows: int, padding: int, past: int, capacity: int) -> None:
         rng = np.random.default_rng(seed)
         real = rows - padding
         tokens = rng.integers(0, tiny.VOCAB, rows)
-        features = rng.standard_normal((rows, 48)).astype(np.float32)
-        cache = rng.standard_normal((2, 1, 2, capacity, 8)).astype(np.float32)  # slots beyond `past` hold rubbish
+        asked = self.graph.contract
+        features = rng.standard_normal((rows, int(asked.features.dims[-1]))).astype(np.float32)
+        # slots beyond `past` hold rubbish
+        cache = {spec.name: rng.standard_normal((1, 2, capacity, 8)).astype(np.float32) for spec in asked.caches}
         ours = self.graph(
             input_ids=tokens[None],
-            hidden_states=features[None],
             position_ids=np.arange(past, past + rows)[None],
             last_row=np.array([real - 1]),
             past_length=np.array([past]),
-            past_key=cache[0],
-            past_value=cache[1],
+            **{asked.features.name: features[None]},
+            **cache,
         )
-        keys = [(torch.from_numpy(cache[0, 0, :, n]).double(), torch.from_numpy(cache[1, 0, :, n]).double())
-                for n in range(past)]  # fmt: skip
+        slots = [torch.from_numpy(each[0]).double() for each in cache.values()]  # all keys, then all values
+        pairs = list(zip(slots[: len(slots) // 2], slots[len(slots) // 2 :], strict=True))
+        keys: list[Any] = [[(key[:, n], value[:, n]) for key, value in pairs] for n in range(past)]
+        if not isinstance(self.plain, PlainEagle3):
+            keys = [row[0] for row in keys]
         given = (tokens[:real].tolist(), torch.from_numpy(features[:real]), list(range(past, past + real)), keys)
         if isinstance(self.tree, StaticPaths):
             plain = self.plain.static_tree(*given, self.tree.paths)
@@ -144,6 +152,62 @@ def test_an_eagle_head_drafts_the_tree_of_the_plain_arithmetic(
     case.plain.theta = settings_.get("rope_theta", 10000.0)
     for seed in range(8):
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+EAGLE3 = [
+    pytest.param("SafeAILab", TreeShape(3, 4, 20, parallel=False), None, {}, id="SafeAILab"),
+    pytest.param("SpecForge", TreeShape(2, 3, 10, parallel=False), None, {}, id="SpecForge 3.1"),
+    pytest.param("AngelSlim", TreeShape(1, 4, 8, parallel=False), 64, {"rope_theta": 500000.0, "biases": True}, id="AngelSlim"),
+    pytest.param("ModelOpt", TreeShape(2, 3, 12, parallel=False), None, {"layers": 2}, id="ModelOpt, two layers"),
+    pytest.param("speculators", TreeShape(3, 3, 12, parallel=False), None, {}, id="speculators"),
+    pytest.param("DeepSpec", TreeShape(2, 4, 12, parallel=False), 100, {}, id="DeepSpec"),
+    pytest.param("SafeAILab", TreeShape(2, 3, 9, parallel=False), None, {"hidden_size": 64, "target_hidden_size": 48}, id="wide"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "tree", "vocab", "settings_"), EAGLE3)
+def test_an_eagle_3_head_drafts_the_tree_of_the_plain_arithmetic(
+    tmp_path: Path, target_of_7: Path, dialect: str, tree: TreeShape, vocab: int | None, settings_: dict[str, Any]
+) -> None:
+    head = tiny.make_eagle3_head(tmp_path / "head", dialect, seed=6, **settings_)
+    case = DraftCase(tmp_path, target_of_7, head, tree, vocab)
+    case.plain.theta = settings_.get("rope_theta", 10000.0)
+    for seed in range(6):
+        case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+@pytest.fixture(scope="module")
+def target_of_7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_target(tmp_path_factory.mktemp("target"), layers=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dialect", "change"),
+    [
+        *(("SpecForge", name) for name in ("fc_norm.1.weight", "norm.weight", "fc_norm", "norm_output", "theta")),
+        *(("speculators", name) for name in ("input_norm.weight", "norm_before_residual", "layers.0.self_attn.q_norm.weight")),
+        *(
+            ("ModelOpt", name)
+            for name in ("layers.0.hidden_norm.weight", "layers.0.input_layernorm.weight", "lm_head.weight", "d2t")
+        ),
+        *(("two", name) for name in ("layers.1.input_layernorm.weight", "layers.1.self_attn.k_proj.weight")),
+    ],
+)
+def test_what_an_eagle_3_head_computes_is_all_compared(tmp_path: Path, target_of_7: Path, dialect: str, change: str) -> None:
+    """A control: with one of its parts changed in the plain twin, the comparison must fail."""
+    made = {"dialect": "ModelOpt", "layers": 2} if dialect == "two" else {"dialect": dialect}
+    head = tiny.make_eagle3_head(tmp_path / "head", seed=6, **made)
+    case = DraftCase(tmp_path, target_of_7, head, TreeShape(2, 4, 16, parallel=False))
+    if change == "theta":
+        case.plain.theta = 500000.0
+    elif change in case.plain.w:
+        case.plain.w[change] = case.plain.w[change].roll(1, 0)
+    else:
+        case.plain.flags ^= {change}
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            case.check(seed, 3, 0, 10, 16)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class PlainDraft:
     def __init__(self, weights: dict[str, Tensor], embedding: Tensor, heads: int, kv_heads: int, theta: float) -> None:
         self.w, self.embedding = {k: v.double() for k, v in weights.items()}, embedding.double()
         self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
-        self.dim = self.w["layers.0.self_attn.q_proj.weight"].shape[0] // heads
+        self.dim = next(value for name, value in self.w.items() if name.endswith("q_proj.weight")).shape[0] // heads
 
     def rope(self, x: Tensor, position: int) -> Tensor:
         half = self.dim // 2
@@ -58,6 +59,26 @@ class PlainDraft:
         x = x + self.w["layers.0.self_attn.o_proj.weight"] @ torch.cat(out)
         return x, x / (x.pow(2).mean() + 1e-6).sqrt() * self.w["layers.0.post_attention_layernorm.weight"]
 
+    def row(self, token: int, feature: Tensor, position: int, seen: list[Any]) -> tuple[Prediction, Prediction, Any]:
+        """The predictions after one row, and its keys and values."""
+        x = self.fc(token, feature)
+        own = self.key_value(x, position)
+        return (*self.layer(x, position, [*seen, own]), own)
+
+    def from_target(self, feature: Tensor) -> Tensor:
+        """What an accepted row continues."""
+        return feature
+
+    def accepted(
+        self, tokens: list[int], features: Tensor, positions: list[int], past: list[Any]
+    ) -> tuple[Prediction, Prediction, list[Any]]:
+        """The predictions after accepted rows, and the keys and values of all that the tree sees."""
+        seen = past
+        for token, feature, position in zip(tokens, features.double(), positions, strict=True):
+            left, right, own = self.row(token, self.from_target(feature), position, seen)
+            seen = [*seen, own]
+        return left, right, seen
+
     def layer(self, x: Tensor, position: int, seen: list[tuple[Tensor, Tensor]]) -> tuple[Prediction, Prediction]:
         """(left, right) features of one row."""
         x, normed = self.attend(x, position, seen)
@@ -87,7 +108,7 @@ class PlainDraft:
         tokens: list[int],
         features: Tensor,
         positions: list[int],
-        past: list[tuple[Tensor, Tensor]],
+        past: list[Any],
         depth: int,
         k: int,
         nodes: int,
@@ -96,22 +117,18 @@ class PlainDraft:
         parallel: bool = True,
     ) -> list[Node]:
         """The tree over accepted rows; `past` has the keys and values of earlier positions."""
-        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
-        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
-        left, right = self.layer(inputs[-1], positions[-1], seen)
+        left, right, seen = self.accepted(tokens, features, positions, past)
         candidates = [Node(token, -1, score) for token, score in self.best(left, k, vocab)]
         # a beam entry: candidate number, feature it continues from, keys of its ancestors in the tree
-        beam: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = [(n, self.feature(left), []) for n in range(k)]
+        beam: list[tuple[int, Tensor, list[Any]]] = [(n, self.feature(left), []) for n in range(k)]
         rights, came_from = [right] * k, list(range(k))
         for round_ in range(depth):
             first = len(candidates)
             if round_ < depth - 1 or not parallel:
                 position, lefts, rights, keys = positions[-1] + 1 + round_, [], [], []
                 for number, feature, ancestors in beam:
-                    x = self.fc(candidates[number].token, feature)
-                    own = [*ancestors, self.key_value(x, position)]
-                    a, b = self.layer(x, position, seen + own)
-                    lefts.append(a), rights.append(b), keys.append(own)
+                    a, b, own = self.row(candidates[number].token, feature, position, seen + ancestors)
+                    lefts.append(a), rights.append(b), keys.append([*ancestors, own])
                 sources = lefts
             else:
                 sources = [rights[row] for row in came_from] if pairing == "parent" else rights
@@ -131,22 +148,20 @@ class PlainDraft:
         tokens: list[int],
         features: Tensor,
         positions: list[int],
-        past: list[tuple[Tensor, Tensor]],
+        past: list[Any],
         paths: tuple[tuple[int, ...], ...],
     ) -> list[Node]:
         """A tree of fixed paths: every node from the root again, one at a time."""
-        inputs = [self.fc(token, feature) for token, feature in zip(tokens, features.double(), strict=True)]
-        seen = past + [self.key_value(x, p) for x, p in zip(inputs, positions, strict=True)]
+        root, _, seen = self.accepted(tokens, features, positions, past)
         nodes = []
         for path in paths:
-            (prediction, _), score, own = self.layer(inputs[-1], positions[-1], seen), 0.0, []
+            prediction, score, above = root, 0.0, []
             for depth, rank in enumerate(path, 1):
                 token, log = self.best(prediction, rank + 1, None)[rank]
                 score += log
                 if depth < len(path):
-                    x = self.fc(token, self.feature(prediction))
-                    own.append(self.key_value(x, positions[-1] + depth))
-                    prediction, _ = self.layer(x, positions[-1] + depth, seen + own)
+                    prediction, _, own = self.row(token, self.feature(prediction), positions[-1] + depth, seen + above)
+                    above.append(own)
             nodes.append(Node(token, 1 + paths.index(path[:-1]) if len(path) > 1 else 0, score))
         return nodes
 
@@ -196,3 +211,77 @@ class PlainEagle(PlainDraft):
         gate, up, down = (self.w[f"layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
         feature = x + down @ (torch.nn.functional.silu(gate @ normed) * (up @ normed))
         return feature, feature
+
+
+class PlainEagle3(PlainDraft):
+    """An EAGLE-3 head. A prediction is what a child continues and what is projected; keys and values are one pair a layer.
+
+    flags: norm_before_fc, fc_norm, norm_before_residual, norm_output
+    """
+
+    def __init__(self, *arguments: Any, **flags: bool) -> None:
+        super().__init__(*arguments)
+        self.flags = {name for name, given in flags.items() if given}
+        first = "midlayer." if "midlayer.self_attn.q_proj.weight" in self.w else "layers.0."
+        later = [f"layers.{n}." for n in range(1, 9) if f"layers.{n}.self_attn.q_proj.weight" in self.w]
+        self.prefixes, self.hidden = [first, *later], len(self.w["norm.weight"])
+        if "embed_tokens.weight" in self.w:
+            self.embedding = self.w["embed_tokens.weight"]
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * self.w[name]
+
+    def from_target(self, feature: Tensor) -> Tensor:
+        if "fc.weight" not in self.w:
+            return feature
+        if "norm_before_fc" in self.flags:
+            feature = self.norm(feature, "input_norm.weight")
+        if "fc_norm" in self.flags:
+            count = sum(name.startswith("fc_norm.") for name in self.w)
+            parts = feature.view(count, -1)
+            feature = torch.cat([self.norm(part, f"fc_norm.{n}.weight") for n, part in enumerate(parts)])
+        return self.w["fc.weight"] @ feature
+
+    def row(self, token: int, feature: Tensor, position: int, seen: list[Any]) -> tuple[Prediction, Prediction, Any]:
+        embedded = self.norm(self.embedding[token], f"{self.prefixes[0]}input_layernorm.weight")
+        normed = self.norm(feature, f"{self.prefixes[0]}hidden_norm.weight") if "fc.weight" in self.w else feature
+        read = torch.cat([embedded, normed])
+        x, own = normed if "norm_before_residual" in self.flags else feature, []
+        for number, prefix in enumerate(self.prefixes):
+            if number:
+                read = self.norm(x, f"{prefix}input_layernorm.weight")
+            query, key, value = (self.part(prefix, name, read) for name in ("q", "k", "v"))
+            query, key = self.rope(query, position), self.rope(key, position)
+            own.append((key, value))
+            x = x + self.mixed(prefix, query, [pairs[number] for pairs in seen] + [own[-1]])
+            inner = self.norm(x, f"{prefix}post_attention_layernorm.weight")
+            gate, up, down = (self.w[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+            x = x + down @ (torch.nn.functional.silu(gate @ inner) * (up @ inner))
+        scored = self.norm(x, "norm.weight")
+        prediction = (scored if "norm_output" in self.flags else x, scored)
+        return prediction, prediction, own
+
+    def part(self, prefix: str, name: str, x: Tensor) -> Tensor:
+        """Queries, keys or values, [heads, dim], normed where the head does that."""
+        base = f"{prefix}self_attn.{name}_"
+        found = (self.w[f"{base}proj.weight"] @ x + self.w.get(f"{base}proj.bias", 0)).view(-1, self.dim)
+        return self.norm(found, f"{base}norm.weight") if f"{base}norm.weight" in self.w else found
+
+    def mixed(self, prefix: str, query: Tensor, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """What attention adds to a row."""
+        out = []
+        for head in range(self.heads):
+            group = head // (self.heads // self.kv_heads)
+            share = (torch.stack([query[head] @ key[group] for key, _ in seen]) / self.dim**0.5).softmax(0)
+            out.append(sum(p * value[group] for p, (_, value) in zip(share, seen, strict=True)))
+        return self.w[f"{prefix}self_attn.o_proj.weight"] @ torch.cat(out) + self.w.get(f"{prefix}self_attn.o_proj.bias", 0)
+
+    def feature(self, prediction: Prediction) -> Tensor:
+        return prediction[0]
+
+    def best(self, prediction: Prediction, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
+        own = self.w.get("lm_head.weight", self.embedding)
+        tokens = (torch.arange(len(own)) + self.w.get("d2t", torch.zeros(len(own))).long()).tolist()
+        rows = [n for n, token in enumerate(tokens) if vocab is None or token in vocab]
+        logs, index = (own[rows] @ prediction[1]).log_softmax(0).topk(k)
+        return [(tokens[rows[n]], score) for n, score in zip(index.tolist(), logs.tolist(), strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from jakiro_export.plan import DraftPlan
 from jakiro_export.precisions import PRECISIONS
 
 VOCAB = 320
+Tensors = dict[str, torch.Tensor]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -117,6 +119,106 @@ def make_eagle_head(folder: Path, seed: int = 1, biases: bool = False, **changes
     tensors["embed_tokens.weight"] = torch.zeros(VOCAB, 48)  # published ones hold a copy of the target's, which is not read
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+# What the projects that publish EAGLE-3 heads write into config.json, and how they call the first layer's tensors. Each of these
+# reads the inputs of layers 1, 3 and 4 of a target, but for SafeAILab's, which names none.
+EAGLE3_DIALECTS: dict[str, dict[str, object]] = {
+    "SafeAILab": {"architectures": ["LlamaForCausalLM"]},
+    "SpecForge": {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3]},
+        "fc_norm": True,
+        "norm_output": True,
+    },
+    "AngelSlim": {
+        "architectures": ["Eagle3LlamaForCausalLM"],
+        "target_model_type": "llama",
+        "aux_hidden_state_layer_ids": [1, 3, 4],
+    },
+    "ModelOpt": {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3], "use_aux_hidden_state": True},
+    },
+    "speculators": {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 4],
+        "norm_before_residual": True,
+        "norm_before_fc": True,
+        "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "some/target"}},
+    },
+    "DeepSpec": {
+        "architectures": ["Qwen3Eagle3Model"],
+        "target_layer_ids": [0, 2, 3],
+        "target_model_name_or_path": "some/target",
+    },
+}
+_IN_LAYERS = ("ModelOpt", "speculators", "DeepSpec")
+_QWEN3 = ("speculators", "DeepSpec")  # whose layers norm queries and keys
+
+
+def eagle3_config(dialect: str, **changes: object) -> dict[str, object]:
+    """The config.json of an EAGLE-3 head that fits `make_target`, in a project's format."""
+    layer = {key: value for key, value in head_config().items() if "experts" not in key and key not in ("bias", "architectures")}
+    layer["head_dim"] = 8
+    if dialect in _QWEN3:
+        layer["model_type"] = "qwen3"
+    config = {**EAGLE3_DIALECTS[dialect], "draft_vocab_size": VOCAB if dialect == "DeepSpec" else 200, **changes}
+    if dialect != "speculators":
+        return {**layer, **config}
+    inner = {key: config.pop(key, value) for key, value in layer.items()}
+    more = {key: config.pop(key) for key in ("rope_theta", "layer_types", "sliding_window") if key in config}
+    return {**config, "transformer_layer_config": {**inner, **more}}
+
+
+def eagle3_tensors(dialect: str, config: dict[str, object], seed: int = 1, layers: int = 1, biases: bool = False) -> Tensors:
+    """Random weights of such a head under the names of its project; d2t skips every third token."""
+    told: dict[str, Any] = {**config, **config.get("transformer_layer_config", {})}  # type: ignore[dict-item]
+    hidden, width = told["hidden_size"], told.get("target_hidden_size", told["hidden_size"])
+    heads, kv, dim, inner = (told[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"))
+    named = told.get("target_layer_ids", [0, 1, 2])
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (hidden, len(named) * width), "norm.weight": (hidden,)}
+    if told.get("fc_norm"):
+        shapes.update({f"fc_norm.{n}.weight": (width,) for n in range(len(named))})
+    if told.get("norm_before_fc"):
+        shapes["input_norm.weight"] = (len(named) * width,)
+    first = "layers.0." if dialect in _IN_LAYERS else "midlayer."
+    shapes[f"{first}hidden_norm.weight"] = (hidden,)
+    for number in range(layers):
+        prefix, inputs = (f"layers.{number}.", hidden) if number else (first, 2 * hidden)
+        for name, size in (("q", heads * dim), ("k", kv * dim), ("v", kv * dim)):
+            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (size, inputs)
+            if biases:
+                shapes[f"{prefix}self_attn.{name}_proj.bias"] = (size,)
+        shapes[f"{prefix}self_attn.o_proj.weight"] = (hidden, heads * dim)
+        if biases:
+            shapes[f"{prefix}self_attn.o_proj.bias"] = (hidden,)
+        if dialect in _QWEN3:
+            shapes.update({f"{prefix}self_attn.{name}_norm.weight": (dim,) for name in ("q", "k")})
+        shapes.update({f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")})
+        shapes.update({f"{prefix}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")})
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
+    shapes["lm_head.weight"] = (told["draft_vocab_size"], hidden)
+    if dialect == "DeepSpec" or hidden != width:
+        shapes["embed_tokens.weight"] = (told["vocab_size"], hidden)
+    tensors = random_tensors(shapes, seed)
+    if told["draft_vocab_size"] < told["vocab_size"]:
+        kept = [token for token in range(told["vocab_size"]) if token % 3][: told["draft_vocab_size"]]
+        tensors["d2t"] = torch.tensor(kept) - torch.arange(len(kept))
+        tensors["t2d"] = torch.isin(torch.arange(told["vocab_size"]), torch.tensor(kept))
+    return tensors
+
+
+def make_eagle3_head(
+    folder: Path, dialect: str = "ModelOpt", seed: int = 1, layers: int = 1, biases: bool = False, **changes: object
+) -> Path:
+    """A random EAGLE-3 head as a project publishes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = eagle3_config(dialect, **changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(eagle3_tensors(dialect, config, seed, layers, biases), folder / "model.safetensors")
     return folder
 
 

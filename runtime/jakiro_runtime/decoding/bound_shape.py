@@ -15,7 +15,8 @@ class BoundShape:
     """A binding for one shape, and its arrays.
 
     Args:
-        features: the target's output or the draft's input, [1, batch, 1, rows, hidden], in the backend's memory
+        name: of the features, an output of the target and an input of the draft
+        features: [1, batch, 1, rows, width], in the backend's memory
         reads_features: whether the graph reads them (the draft) or writes them (the target)
 
     inputs: what is filled before a call, on the host
@@ -30,13 +31,14 @@ class BoundShape:
         cache: KVCache,
         inputs: dict[str, np.ndarray],
         outputs: dict[str, Array],
+        name: str,
         features: Array,
         reads_features: bool,
     ) -> None:
         self.inputs, self.outputs, self.features = inputs, outputs, features
         self.positions = np.arange(features.shape[3])
         self.new_keys, self.new_values, scratch = cache.scratch(features.shape[3])
-        hidden = {"hidden_states": features[0, :, 0]}
+        hidden = {name: features[0, :, 0]}
         read, written = (hidden, {}) if reads_features else ({}, hidden)
         self._binding: Binding = graph.bind({**inputs, **read, **cache.inputs()}, {**outputs, **written, **scratch})
 

@@ -36,22 +36,25 @@ class DraftRunner:
     def __init__(self, graph: Graph, manifest: Manifest, batch: int = 1, memory: Memory | None = None) -> None:
         draft = manifest.draft
         self._memory = memory or graph.memory()
-        dtypes = (graph.inputs["past_key"], graph.inputs["past_value"])
-        self.cache = KVCache([("past_key", "past_value")], draft.num_kv_heads, draft.head_dim, dtypes, batch, self._memory)
         self._graph, self._contract = graph, manifest.draft_contract
-        width = next(int(spec.dims[-1]) for spec in self._contract.inputs if spec.name == "hidden_states")
-        self.features = SequenceBuffer(self._memory, 1, batch, 1, width, [graph.inputs["hidden_states"]])
+        caches = [spec.name for spec in self._contract.caches]
+        names = list(zip(caches[: draft.num_layers], caches[draft.num_layers :], strict=True))
+        dtypes = (graph.inputs[names[0][0]], graph.inputs[names[0][1]])
+        self.cache = KVCache(names, draft.num_kv_heads, draft.head_dim, dtypes, batch, self._memory)
+        given = self._contract.features
+        self.features = SequenceBuffer(self._memory, 1, batch, 1, int(given.dims[-1]), [graph.inputs[given.name]])
         self.seconds = 0.0
         self._bound: dict[int, BoundShape] = {}
 
     def _bind(self, rows: int) -> BoundShape:
         if rows not in self._bound:
             memory, contract, store = self._memory, self._contract, self.features.arrays[0]
+            given = contract.features
             axes = {"batch": len(self.cache.lengths), "rows": rows}
             inputs = {
                 spec.name: memory.staging(spec.shape(axes), self._graph.inputs[spec.name])
                 for spec in contract.inputs
-                if spec not in contract.caches and spec.name != "hidden_states"
+                if spec not in (*contract.caches, given)
             }
             shapes = {spec.name: spec.shape(axes) for spec in contract.outputs}
             outputs: dict[str, Array] = {
@@ -60,7 +63,7 @@ class DraftRunner:
                 "tree_scores": memory.zeros(shapes["tree_scores"], self._graph.outputs["tree_scores"]),
             }
             features = memory.zeros((1, axes["batch"], 1, rows, store.shape[-1]), store.dtype)
-            self._bound[rows] = BoundShape(self._graph, self.cache, inputs, outputs, features, reads_features=True)
+            self._bound[rows] = BoundShape(self._graph, self.cache, inputs, outputs, given.name, features, reads_features=True)
         return self._bound[rows]
 
     def append_features(self, features: Array, rows: Sequence[Sequence[int]]) -> None:

@@ -20,7 +20,7 @@ class TargetOutput(NamedTuple):
 
     next_tokens: the best next token after each selected row, [batch, selected], on the host
     logits: [batch, selected, vocab] in the backend's memory; None where they were not asked for
-    features: what the head continues from, [1, batch, 1, rows, hidden], in the backend's memory
+    features: what the head continues from, [1, batch, 1, rows, width], in the backend's memory
     new_keys, new_values: of every row, [layers, batch, kv_heads, rows, head_dim], in the backend's memory
     """
 
@@ -68,9 +68,10 @@ class TargetRunner:
             outputs: dict[str, Array] = {"next_tokens": memory.staging(shapes["next_tokens"], np.dtype(np.int64))}
             if logits:
                 outputs["logits"] = memory.zeros(shapes["logits"], self._graph.outputs["logits"])
-            batch, _, hidden = shapes["hidden_states"]
-            features = memory.zeros((1, batch, 1, rows, hidden), self._graph.outputs["hidden_states"])
-            self._bound[key] = BoundShape(self._graph, self.cache, inputs, outputs, features, reads_features=False)
+            name = contract.features.name
+            batch, _, width = shapes[name]
+            features = memory.zeros((1, batch, 1, rows, width), self._graph.outputs[name])
+            self._bound[key] = BoundShape(self._graph, self.cache, inputs, outputs, name, features, reads_features=False)
         return self._bound[key]
 
     def reserve(self, slots: int) -> None:

@@ -43,9 +43,13 @@ class Model:
 
 @dataclass
 class Draft:
-    """The draft graph: its own one-layer cache, and the shape of the tree that it drafts.
+    """The draft graph: its own cache, and the shape of the tree that it drafts.
 
     The tree has `depth + 1` levels and `nodes` nodes, the root not counted.
+
+    num_layers: of the head, each with its cache
+    feature_layers: the target's layers whose inputs the head reads, side by side, ascending from 0; `model.num_layers` stands for
+        the output of the last one. None: the features after the final norm
     """
 
     variant: str
@@ -58,6 +62,8 @@ class Draft:
     pairing: str = "parent"
     parallel_step: bool = True
     num_experts: int = 2
+    num_layers: int = field(default=1, metadata={"least": 1, "most": 1 << 8})
+    feature_layers: list[int] = field(default_factory=list)
 
     @property
     def levels(self) -> int:
@@ -103,13 +109,15 @@ class Manifest:
     def target_contract(self) -> contract.GraphContract:
         """What the target graph takes and gives."""
         model = self.model
-        return contract.target(model.num_layers, model.num_kv_heads, model.head_dim, model.hidden_size, model.vocab_size)
+        sizes = (model.num_layers, model.num_kv_heads, model.head_dim, model.hidden_size, model.vocab_size)
+        return contract.target(*sizes, self.draft.feature_layers)
 
     @property
     def draft_contract(self) -> contract.GraphContract:
         """What the draft graph takes and gives."""
         draft = self.draft
-        return contract.draft(draft.num_kv_heads, draft.head_dim, self.model.hidden_size, draft.nodes)
+        sizes = (draft.num_kv_heads, draft.head_dim, self.model.hidden_size, draft.nodes)
+        return contract.draft(*sizes, draft.feature_layers, draft.num_layers)
 
     @property
     def fingerprint(self) -> str:
@@ -189,6 +197,11 @@ def _check(manifest: Manifest) -> None:
     for name, ids in (("eos_token_ids", manifest.model.eos_token_ids), ("bos_token_id", [manifest.model.bos_token_id or 0])):
         if any(token >= manifest.model.vocab_size for token in ids):
             raise FieldError(f"the field model.{name} holds a token outside the vocabulary of {manifest.model.vocab_size}")
+    chosen = manifest.draft.feature_layers
+    if chosen != sorted(set(chosen)) or any(not 0 <= layer <= manifest.model.num_layers for layer in chosen):
+        raise FieldError(
+            f"the field draft.feature_layers is {chosen}; ascending numbers from 0 to {manifest.model.num_layers} were expected"
+        )
     if manifest.equality not in ("bitwise", "numerical"):
         raise FieldError(f"the field equality is {manifest.equality!r}; bitwise or numerical was expected")
     if manifest.tree is not None:
