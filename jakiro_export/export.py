@@ -57,7 +57,8 @@ def export(options: ExportOptions, report: Report) -> Manifest:
         target = load_target(locate(options.target, "target"), options.target)
         families.check(target.config)
         check_tokenizer(target.tokenizer(), target.path)
-        head = load_head(locate(options.draft, "head"), options.draft)
+        head = load_head(locate(options.draft, "head"), options.draft, options.family)
+        head.check_values()
     if options.scaling:
         with report.step("Scaling by activations"):
             scale_by_activations(target)

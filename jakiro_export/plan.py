@@ -17,6 +17,7 @@ from jakiro_export.errors import ExportError, UsageError
 from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.model import DraftTree
+from jakiro_export.heads.trees import EAGLE_PATHS, StaticPaths
 from jakiro_export.precisions import PRECISIONS, AttentionImpl, Precision
 from jakiro_export.quantization.recipe import RECIPES, SCALED, Recipe, read_recipe
 from jakiro_export.targets import families
@@ -38,6 +39,7 @@ class ExportOptions:
     draft: str
     target: str
     out: Path
+    family: str | None = None
     precision: str = "fp32"
     draft_precision: str | None = None
     equality: str | None = None
@@ -76,8 +78,10 @@ class ExportOptions:
             )
         if target.name == "bf16" and self.verify:
             raise UsageError("--precision bf16 needs --no-verify: the checks run on the CPU, where ONNX Runtime has no bf16.")
-        if self.tree not in (None, "auto", "fixed"):
-            raise UsageError(f"--tree {self.tree} is unknown; there are auto and fixed.")
+        if self.tree not in (None, "auto", "fixed", "static"):
+            raise UsageError(f"--tree {self.tree} is unknown; there are auto, fixed and static.")
+        if self.tree == "static" and (self.depth, self.top_k, self.nodes) != (None, None, None):
+            raise UsageError("--tree static has a shape of its own; leave out --depth, --top-k and --nodes.")
         if self.tree == "auto" and target.gpu:
             raise UsageError(
                 f"--tree auto measures on this machine's CPU, but {target.name} engines are for GPUs; give --depth and --nodes."
@@ -94,8 +98,8 @@ class ExportOptions:
 
     @property
     def searches(self) -> bool:
-        """Whether the tree is chosen by measurement: for a CPU, unless its shape is given."""
-        if self.tree is not None:
+        """Whether tree, or nodes of a tree, are chosen by measurement: for a CPU, unless its shape is given."""
+        if self.tree is not None and (self.tree != "static" or self.precisions[0].gpu):
             return self.tree == "auto"
         return not self.precisions[0].gpu and (self.depth, self.top_k, self.nodes) == (None, None, None)
 
@@ -286,7 +290,7 @@ def make_plan(options: ExportOptions, target: Target, head: DraftHead) -> Export
             f"--max-context {head.window}."
         )
     feature_layers = head.feature_layers(config.num_hidden_layers)
-    tree = head.tree(options.shape)
+    tree = StaticPaths(EAGLE_PATHS) if options.tree == "static" else head.tree(options.shape)
     recipe = SCALED if options.scaling else None
     if options.recipe is not None:
         recipe = read_recipe(options.recipe, precision.gpu)

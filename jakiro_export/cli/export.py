@@ -25,6 +25,8 @@ Examples:
               "model.safetensors or pytorch_model.bin), a hub id, or an alias.")  # fmt: skip
 @click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
+@click.option("--family", type=click.Choice(["jakiro", "jakiro_star", "eagle", "eagle3", "gumiho"]), default=None,
+              show_default="what its files say", help="The head's family.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip
 @click.option("--precision", type=click.Choice(TARGET_PRECISIONS), default="fp32", help="For CPUs fp32, int8 "
@@ -42,11 +44,11 @@ Examples:
 @click.option("--equality", type=click.Choice(["bitwise", "numerical"]), default=None, show_default="bitwise for CPUs",
               help="bitwise: speculative logits equal plain ones bit for bit on a CPU. numerical: equal up to the order "
               "of sums, faster at long contexts.")  # fmt: skip
-@click.option("--tree", type=click.Choice(["auto", "fixed"]), default=None,
+@click.option("--tree", type=click.Choice(["auto", "fixed", "static"]), default=None,
               show_default="auto for CPUs where none of --depth, --top-k and --nodes is given",
               help="auto measures on this machine and chooses what gives the most tokens per second; what --depth, --top-k "
               "or --nodes say is kept. The runtime then verifies as much of a tree as is worth its time. fixed takes the tree "
-              "that --depth, --top-k and --nodes describe.")  # fmt: skip
+              "that --depth, --top-k and --nodes describe; static the 25 nodes of EAGLE-1.")  # fmt: skip
 @click.option("--depth", type=click.IntRange(1, 32), default=None, show_default="5", help="Rounds of the draft phase; the tree "
               "is one level deeper.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1, 64), default=None, show_default="8", help="Nodes expanded on each level of the "

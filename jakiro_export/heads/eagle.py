@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from jakiro_export.artifact.weights import Stored, Weight
@@ -62,6 +63,17 @@ class EagleLayer(DraftLayer):
         x, normed = self.attend(x, query, segments)
         y: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
         return x + y.view_as(x)
+
+
+class LaterLayer(EagleLayer):
+    """A layer after the first one: a Llama layer, its rows normed for the attention."""
+
+    def __init__(self, config: EagleConfig, attention: AttentionImpl, opset: int) -> None:
+        super().__init__(config, attention, opset)
+        self.input_norm = nn.Parameter(torch.empty(config.hidden))
+
+    def attention_inputs(self, x: Tensor) -> Tensor:
+        return self.normed(x, self.input_norm)
 
 
 class EagleModel(DraftModel):

@@ -21,7 +21,7 @@ from jakiro_export.checkpoints.store import same_rows
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.errors import ExportError
 from jakiro_export.heads.config import Shape, TreeShape
-from jakiro_export.heads.eagle import EagleLayer, mlp_shapes, mlp_weights
+from jakiro_export.heads.eagle import EagleLayer, LaterLayer, mlp_shapes, mlp_weights
 from jakiro_export.heads.eagle3_format import Eagle3Config, is_eagle3, read_eagle3
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.layer import attention_shapes, attention_weights, fc_shapes
@@ -43,17 +43,6 @@ class FirstLayer(EagleLayer):
 
     def residual(self, x: Tensor) -> Tensor:
         return x[..., -self.config.hidden :]
-
-
-class LaterLayer(EagleLayer):
-    """A layer after the first one: a Llama layer, its rows normed for the attention."""
-
-    def __init__(self, config: Eagle3Config, attention: AttentionImpl, opset: int) -> None:
-        super().__init__(config, attention, opset)
-        self.input_norm = nn.Parameter(torch.empty(config.hidden))
-
-    def attention_inputs(self, x: Tensor) -> Tensor:
-        return self.normed(x, self.input_norm)
 
 
 class Eagle3Model(DraftModel):

@@ -89,6 +89,16 @@ class DraftHead(ABC):
             raise ExportError(f"{what} has a tensor {extra[0]} that published ones do not have.")
         return cls(checkpoint, config)
 
+    def check_values(self) -> None:
+        """Raise ExportError where a weight is no finite number. Reads all of them."""
+        for name in self.expected_shapes(self.config):
+            for panel in Stored(self.checkpoint.store, name, np.dtype(np.float32)).panels():
+                if not np.isfinite(panel).all():
+                    raise ExportError(
+                        f"The {self.title} head in {self.checkpoint.path} has a weight in {name} that is no finite number; "
+                        f"download it again, or train on from an earlier step."
+                    )
+
     @property
     def dialect(self) -> str:
         """In whose format the checkpoint is."""

@@ -20,20 +20,11 @@ from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.layer import EXPERTS, DraftLayer, LayerConfig, layer_shapes, layer_weights, read_layer, two_experts
 from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
 from jakiro_export.heads.registry import register
-from jakiro_export.heads.trees import StaticPaths
+from jakiro_export.heads.trees import EAGLE_PATHS, StaticPaths, paths
 from jakiro_export.ops.attention import KVSegment
 from jakiro_export.precisions import AttentionImpl
 
-# The published tree: a node is the ranks of the candidates on the way to it.
-PUBLISHED_TREE = StaticPaths(
-    [
-        tuple(map(int, path))
-        for path in (
-            *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020"),
-            *("021", "100", "0000", "0001", "0002", "00000", "00001", "000000"),
-        )
-    ]
-)
+PUBLISHED_TREE = StaticPaths([*EAGLE_PATHS, *paths("000000")])
 
 
 @dataclass(frozen=True, kw_only=True)

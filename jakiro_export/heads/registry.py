@@ -31,8 +31,11 @@ def families() -> list[type[DraftHead]]:
     return [_FAMILIES[variant] for variant in sorted(_FAMILIES)]
 
 
-def load_head(path: Path, name: str) -> DraftHead:
+def load_head(path: Path, name: str, family: str | None = None) -> DraftHead:
     """Open a head of any family, and check its tensors.
+
+    Args:
+        family: the `variant` that it shall be; None for what its files say
 
     Raises:
         UsageError: `path` is not a head's folder
@@ -40,12 +43,16 @@ def load_head(path: Path, name: str) -> DraftHead:
     """
     checkpoint, known = read_head(path, name), families()
     shapes = checkpoint.store.shapes()
-    found = [family for family in known if family.recognises(checkpoint.config, shapes)]
+    found = [each for each in known if each.recognises(checkpoint.config, shapes)]
+    if family is not None and not any(each.variant == family for each in found):
+        seen = " and ".join(f"a head of the family {each.variant}" for each in found) or "of no known family"
+        raise ExportError(f"The checkpoint in {path} is {seen}, and --family says {family}; leave that out, or give another.")
+    found = [each for each in found if family in (None, each.variant)]
     if len(found) == 1:
         return found[0].read(checkpoint)
-    titles = ", ".join(family.title for family in (found or known))
+    titles = ", ".join(each.title for each in (found or known))
     if found:
-        raise ExportError(f"The head in {path} could be of several families ({titles}); one was expected.")
+        raise ExportError(f"The head in {path} could be of several families ({titles}); say which with --family.")
     other = _other_kind(checkpoint.config, shapes)
     if other is not None:
         raise ExportError(f"The checkpoint in {path} is {other}; this exporter runs heads of the families {titles}.")

@@ -1,13 +1,15 @@
-"""How a draft tree is grown from the predictions of any head: by a dynamic beam, or along static paths.
+"""How a draft tree is grown from the predictions of any head: by a dynamic beam, along static paths, or the last levels at once.
 
 A tree sees the head through `DraftModel`: `embed` makes a row's input of a token and the feature it continues, `predict` runs
-rows through the layer, `candidates` reads the best tokens off a prediction. Both kinds grow breadth first, one forward a level.
+rows through the layer, `candidates` reads the best tokens off a prediction. All kinds grow breadth first.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +51,54 @@ class _TreeRows:
         return self._model.predict(x, query, segments, parallel)
 
 
+class _Beam(NamedTuple):
+    """The nodes that a level is grown from, [batch, rows] each.
+
+    numbers: of the candidates that they are
+    source: the row of the level above, of those that candidates were proposed for, that each continues
+    """
+
+    scores: Tensor
+    tokens: Tensor
+    numbers: Tensor
+    source: Tensor
+
+
+class _Candidates:
+    """Every candidate that was proposed so far; its number is its place in the list."""
+
+    def __init__(self, model: DraftModel, prediction: Prediction, width: int) -> None:
+        self._select = model.head.selection
+        scores, tokens = (each[:, 0] for each in model.candidates(prediction.scored, width))  # [batch, width]
+        self._scores, self._tokens, self._parents = [scores], [tokens], [torch.full_like(tokens, -1)]
+        self._count = width
+        numbers = torch.arange(width, device=tokens.device).expand_as(tokens)
+        self.first = _Beam(scores, tokens, numbers, torch.zeros_like(tokens))
+
+    def propose(self, beam: _Beam, log_probs: Tensor, tokens: Tensor, width: int | None) -> _Beam | None:
+        """Add the candidates of a beam's rows, [batch, rows, k] each.
+
+        Returns:
+            the best `width` of them; None where `width` is
+        """
+        k = tokens.shape[-1]
+        totals, flat, parents = self._select.propose(beam.scores, log_probs, tokens, beam.numbers)  # [batch, rows * k]
+        self._scores, self._tokens, self._parents = [*self._scores, totals], [*self._tokens, flat], [*self._parents, parents]
+        first = self._count
+        self._count += tokens.shape[1] * k
+        if width is None:
+            return None
+        scores, chosen = totals.topk(width, dim=-1)
+        source = torch.div(chosen, k, rounding_mode="floor")
+        return _Beam(scores, torch.gather(flat, 1, chosen), chosen + first, source)
+
+    def best(self, nodes: int) -> TreeOutputs:
+        """The likeliest candidates, as the contract has them."""
+        every = (torch.cat(each, 1) for each in (self._scores, self._tokens, self._parents))
+        found: TreeOutputs = self._select.best_nodes(*every, nodes)
+        return found
+
+
 class DynamicBeam(DraftTree):
     """A beam of `top_k` nodes a level; of all candidates the `nodes` likeliest are kept (EAGLE-2, arXiv 2406.16858).
 
@@ -62,27 +112,19 @@ class DynamicBeam(DraftTree):
         return DynamicBeam(replace(shape, parallel=shape.parallel and self.shape.parallel))
 
     def grow(self, model: DraftModel, last: LastRows) -> TreeOutputs:
-        shape, width, device = self.shape, self.shape.top_k, last.x.device
-        rows, select = _TreeRows(model, last), model.head.selection
+        shape, width = self.shape, self.shape.top_k
+        rows = _TreeRows(model, last)
         last_pass = shape.depth - 2 if shape.parallel else shape.depth - 1
         prediction = rows.first(parallel=last_pass < 0)
         second_guess = prediction.parallel
-        scores, tokens = model.candidates(prediction.scored, width)
-        scores, tokens = scores[:, 0], tokens[:, 0]  # the first beam: [batch, top_k]
-        features = prediction.feature.expand(-1, width, -1)
-
-        # every candidate so far; a candidate's number is its place in this list
-        all_scores, all_tokens, all_parents = [scores], [tokens], [torch.full_like(tokens, -1)]
-        beam = torch.arange(width, device=device).expand_as(tokens)  # the beam's candidate numbers
-        count = width
-        itself = torch.eye(width, dtype=torch.bool, device=device).expand(tokens.shape[0], width, width)
-        ancestors = itself  # [batch, top_k, tree rows so far]
-        source = torch.zeros_like(tokens)  # which row of the last pass a beam entry continues
+        candidates = _Candidates(model, prediction, width)
+        beam, features = candidates.first, prediction.feature.expand(-1, width, -1)
+        ancestors = itself = _itself(beam.tokens)  # [batch, top_k, tree rows so far]
 
         for round_ in range(shape.depth):
             if round_ <= last_pass:
                 parallel = shape.parallel and round_ == last_pass
-                prediction = rows.level(tokens, features, ancestors, parallel)
+                prediction = rows.level(beam.tokens, features, ancestors, parallel)
                 features = prediction.feature
                 if parallel:
                     second_guess = prediction.parallel
@@ -91,24 +133,85 @@ class DynamicBeam(DraftTree):
                 assert second_guess is not None
                 log_probs, next_tokens = model.candidates(second_guess, width)
                 if shape.depth > 1 and shape.pairing == "parent":
-                    log_probs, next_tokens = gather_rows(log_probs, source), gather_rows(next_tokens, source)
+                    log_probs, next_tokens = gather_rows(log_probs, beam.source), gather_rows(next_tokens, beam.source)
             if next_tokens.shape[1] != width:  # depth 1: one row's candidates for the whole beam
                 log_probs, next_tokens = (each.expand(-1, width, -1) for each in (log_probs, next_tokens))
-            totals, flat_tokens, parents = select.propose(scores, log_probs, next_tokens, beam)  # [batch, top_k * top_k]
-            all_scores.append(totals)
-            all_tokens.append(flat_tokens)
-            all_parents.append(parents)
-            if round_ < shape.depth - 1:
-                scores, chosen = totals.topk(width, dim=-1)
-                source = torch.div(chosen, width, rounding_mode="floor")
-                tokens = torch.gather(flat_tokens, 1, chosen)
-                features = gather_rows(features, source)
-                beam = chosen + count
-                ancestors = torch.cat([gather_rows(ancestors.float(), source) > 0.5, itself], -1)
-            count += width * width
-        every = (torch.cat(each, 1) for each in (all_scores, all_tokens, all_parents))
-        best: TreeOutputs = select.best_nodes(*every, shape.nodes)
-        return best
+            grown = candidates.propose(beam, log_probs, next_tokens, width if round_ < shape.depth - 1 else None)
+            if grown is not None:
+                beam, features = grown, gather_rows(features, grown.source)
+                ancestors = torch.cat([gather_rows(ancestors.float(), beam.source) > 0.5, itself], -1)
+        return candidates.best(shape.nodes)
+
+
+class Guessing(ABC):
+    """What a model gives besides, of which the last levels are drawn in parallel."""
+
+    @abstractmethod
+    def guess(self, tokens: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor], count: int) -> Tensor:
+        """Predictions of the next tokens after some nodes, one after the other, [batch, rows, count, hidden].
+
+        Args:
+            tokens, features: of the nodes' parents and of the nodes, [batch, rows] and [batch, rows, hidden]; features are those
+                that a node continues
+        """
+
+
+class SerialThenParallel(DraftTree):
+    """A beam whose last levels come from one parallel step, a guess a level (Gumiho, arXiv 2503.10135).
+
+    A guess depends on the last two nodes before the step, not on the guesses before it. `guesses` of them are used where the
+    depth leaves at least one pass before them.
+    """
+
+    searchable = True
+
+    def __init__(self, shape: TreeShape, guesses: int) -> None:
+        super().__init__(shape)
+        self.guesses = guesses
+
+    def reshaped(self, shape: TreeShape) -> SerialThenParallel:
+        return SerialThenParallel(shape, self.guesses)
+
+    def grow(self, model: DraftModel, last: LastRows) -> TreeOutputs:
+        assert isinstance(model, Guessing)
+        shape, width = self.shape, self.shape.top_k
+        serial = max(min(1, shape.depth), shape.depth - self.guesses)
+        rows = _TreeRows(model, last)
+        prediction = rows.first(parallel=False)
+        candidates = _Candidates(model, prediction, width)
+        beam, features = candidates.first, prediction.feature.expand(-1, width, -1)
+        ancestors = itself = _itself(beam.tokens)
+        for round_ in range(serial):
+            prediction = rows.level(beam.tokens, features, ancestors, parallel=False)
+            log_probs, next_tokens = model.candidates(prediction.scored, width)
+            before, given = beam, features
+            grown = candidates.propose(beam, log_probs, next_tokens, width if round_ < shape.depth - 1 else None)
+            if grown is not None:
+                beam, features = grown, gather_rows(prediction.feature, grown.source)
+                ancestors = torch.cat([gather_rows(ancestors.float(), beam.source) > 0.5, itself], -1)
+        count = shape.depth - serial
+        if count:
+            above, continued = before.tokens, given
+            if shape.pairing == "parent":  # the published code takes the node of the same number
+                above, continued = torch.gather(above, 1, beam.source), gather_rows(given, beam.source)
+            guessed = model.guess((above, beam.tokens), (continued, features), count)
+            log_probs, next_tokens = model.candidates(guessed.flatten(1, 2), width)  # [batch, top_k * count, top_k]
+            log_probs, next_tokens = (each.unflatten(1, (-1, count)) for each in (log_probs, next_tokens))
+            origin = torch.arange(width, device=beam.tokens.device).expand_as(beam.tokens)  # the row that was guessed from
+            for level in range(count):
+                # a node that is not among the best `nodes` of its level is not among the best of all
+                kept = min(shape.nodes, beam.tokens.shape[1] * width) if level < count - 1 else None
+                own_probs, own_tokens = (gather_rows(each[:, :, level], origin) for each in (log_probs, next_tokens))
+                grown = candidates.propose(beam, own_probs, own_tokens, kept)
+                if grown is not None:
+                    beam, origin = grown, torch.gather(origin, 1, grown.source)
+        return candidates.best(shape.nodes)
+
+
+def _itself(tokens: Tensor) -> Tensor:
+    """Who sees whom where each of a level's rows sees itself alone, [batch, rows, rows]."""
+    rows = tokens.shape[1]
+    return torch.eye(rows, dtype=torch.bool, device=tokens.device).expand(tokens.shape[0], rows, rows)
 
 
 class StaticPaths(DraftTree):
@@ -174,3 +277,15 @@ class StaticPaths(DraftTree):
             prediction = rows.level(tokens[:, expanded], features, sees, parallel=False)
         tree_parents = index("parents")[None] + torch.zeros_like(last.position)
         return torch.cat(all_tokens, 1), tree_parents, torch.cat(all_scores, 1)
+
+
+def paths(*ranks: str) -> list[tuple[int, ...]]:
+    """Paths from their digits: "02" is the third candidate after the first one."""
+    return [tuple(map(int, each)) for each in ranks]
+
+
+# The tree of EAGLE-1's published code (arXiv 2401.15077), and of Jakiro*, which has one node more
+EAGLE_PATHS = paths(
+    *("0", "1", "2", "3", "00", "01", "02", "10", "11", "20", "21", "30", "000", "001", "002", "010", "011", "020", "021", "100"),
+    *("0000", "0001", "0002", "00000", "00001"),
+)

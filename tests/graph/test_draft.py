@@ -18,11 +18,11 @@ import tiny
 from jakiro_export.artifact.writer import DataFiles, save
 from jakiro_export.graphs import draft_graph
 from jakiro_export.heads.config import TreeShape
-from jakiro_export.heads.trees import DynamicBeam, StaticPaths
+from jakiro_export.heads.trees import EAGLE_PATHS, DynamicBeam, SerialThenParallel, StaticPaths
 from jakiro_runtime import contract
 from jakiro_runtime.backends.evaluate import GraphCall
 from jakiro_runtime.backends.onnxruntime import open_graph
-from reference_draft import PlainDraft, PlainEagle, PlainEagle3, PlainStar
+from reference_draft import PlainDraft, PlainEagle, PlainEagle3, PlainGumiho, PlainStar
 
 SHAPES = [
     (TreeShape(5, 8, 31), None),
@@ -34,7 +34,7 @@ SHAPES = [
 ]
 
 
-PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle, "eagle3": PlainEagle3}
+PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle, "eagle3": PlainEagle3, "gumiho": PlainGumiho}
 
 
 class DraftCase:
@@ -51,7 +51,10 @@ class DraftCase:
     ) -> None:
         """tree: a beam's shape, or static paths."""
         plan = tiny.draft_plan(target, head, tree if isinstance(tree, TreeShape) else TreeShape(), vocab, opset)
-        plan = replace(plan, tree=DynamicBeam(tree) if isinstance(tree, TreeShape) else tree)
+        if isinstance(tree, StaticPaths):
+            plan = replace(plan, tree=tree)
+        elif not isinstance(plan.tree, SerialThenParallel):
+            plan = replace(plan, tree=DynamicBeam(tree))
         with DataFiles(folder) as files:
             save(draft_graph(plan, {}), folder / "draft.onnx", files)
         sizes = (2, 8, int(plan.target.config.hidden_size), plan.tree.shape.nodes)
@@ -82,7 +85,7 @@ class DraftCase:
         slots = [torch.from_numpy(each[0]).double() for each in cache.values()]  # all keys, then all values
         pairs = list(zip(slots[: len(slots) // 2], slots[len(slots) // 2 :], strict=True))
         keys: list[Any] = [[(key[:, n], value[:, n]) for key, value in pairs] for n in range(past)]
-        if not isinstance(self.plain, PlainEagle3):
+        if len(pairs) == 1 and not isinstance(self.plain, PlainEagle3):
             keys = [row[0] for row in keys]
         given = (tokens[:real].tolist(), torch.from_numpy(features[:real]), list(range(past, past + real)), keys)
         if isinstance(self.tree, StaticPaths):
@@ -176,6 +179,38 @@ def test_an_eagle_3_head_drafts_the_tree_of_the_plain_arithmetic(
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
 
 
+GUMIHO = [
+    (TreeShape(5, 4, 24), None, {}),
+    (TreeShape(2, 3, 12), 100, {"nested": True}),
+    (TreeShape(1, 4, 9), None, {}),
+    (TreeShape(4, 3, 16, "published"), None, {}),
+]
+
+
+@pytest.mark.parametrize(("tree", "vocab", "made"), GUMIHO, ids=["deep", "two levels", "no guess", "published pairing"])
+def test_a_gumiho_head_drafts_the_tree_of_the_plain_arithmetic(
+    tmp_path: Path, tiny_target: Path, tree: TreeShape, vocab: int | None, made: dict[str, Any]
+) -> None:
+    case = DraftCase(tmp_path, tiny_target, tiny.make_gumiho_head(tmp_path / "head", seed=7, **made), tree, vocab)
+    case.plain.w = {name.replace("mlp.mlp.", "mlp."): value for name, value in case.plain.w.items()}
+    for seed in range(6):
+        case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["mlp.0.0.linear.weight", "mlp.1.2.linear.bias", "layers.1.input_layernorm.weight", "pairing"])
+def test_what_a_gumiho_head_computes_is_all_compared(tmp_path: Path, tiny_target: Path, change: str) -> None:
+    """A control: with one of its parts changed in the plain twin, the comparison must fail."""
+    case = DraftCase(tmp_path, tiny_target, tiny.make_gumiho_head(tmp_path / "head", seed=7), TreeShape(4, 4, 30))
+    if change == "pairing":
+        case.tree = TreeShape(4, 4, 30, "published")
+    else:
+        case.plain.w[change] = case.plain.w[change].roll(1, 0)
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            case.check(seed, 3, 0, 10, 16)
+
+
 @pytest.fixture(scope="module")
 def target_of_7(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_target(tmp_path_factory.mktemp("target"), layers=7)
@@ -231,9 +266,10 @@ def test_what_an_eagle_head_computes_is_all_compared(tmp_path: Path, tiny_target
     [
         (tiny.make_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
         (lambda folder: tiny.make_star_head(folder, False), TreeShape(2, 3, 10, parallel=False)),
-        (tiny.make_eagle_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
+        (tiny.make_eagle_head, StaticPaths(EAGLE_PATHS)),
+        (tiny.make_gumiho_head, StaticPaths([(0,), (1,), (0, 0), (0, 2), (1, 0), (0, 0, 1)])),
     ],
-    ids=["Jakiro along static paths", "Jakiro* with a beam", "EAGLE along static paths"],
+    ids=["Jakiro along static paths", "Jakiro* with a beam", "EAGLE-1", "Gumiho along static paths"],
 )
 def test_the_kind_of_tree_does_not_depend_on_the_head(
     tmp_path: Path, tiny_target: Path, make: Callable[[Path], Path], tree: TreeShape | StaticPaths

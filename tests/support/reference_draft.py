@@ -285,3 +285,90 @@ class PlainEagle3(PlainDraft):
         rows = [n for n, token in enumerate(tokens) if vocab is None or token in vocab]
         logs, index = (own[rows] @ prediction[1]).log_softmax(0).topk(k)
         return [(tokens[rows[n]], score) for n, score in zip(index.tolist(), logs.tolist(), strict=True)]
+
+
+class PlainGumiho(PlainEagle3):
+    """A Gumiho head: Llama layers, the first without a norm before its attention, and MLPs for the last levels."""
+
+    def __init__(self, *arguments: Any) -> None:
+        PlainDraft.__init__(self, *arguments)
+        self.prefixes = [f"layers.{n}." for n in range(9) if f"layers.{n}.self_attn.q_proj.weight" in self.w]
+
+    def row(self, token: int, feature: Tensor, position: int, seen: list[Any]) -> tuple[Prediction, Prediction, Any]:
+        x, own = self.fc(token, feature), []
+        for number, prefix in enumerate(self.prefixes):
+            read = self.norm(x, f"{prefix}input_layernorm.weight") if number else x
+            query, key, value = (self.part(prefix, name, read) for name in ("q", "k", "v"))
+            own.append((self.rope(key, position), value))
+            x = x + self.mixed(prefix, self.rope(query, position), [pairs[number] for pairs in seen] + [own[-1]])
+            inner = self.norm(x, f"{prefix}post_attention_layernorm.weight")
+            gate, up, down = (self.w[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+            x = x + down @ (torch.nn.functional.silu(gate @ inner) * (up @ inner))
+        return x, x, own
+
+    def from_target(self, feature: Tensor) -> Tensor:
+        return feature
+
+    def feature(self, prediction: Prediction) -> Tensor:
+        assert isinstance(prediction, Tensor)
+        return prediction
+
+    def best(self, feature: Prediction, k: int, vocab: list[int] | None) -> list[tuple[int, float]]:
+        return PlainDraft.best(self, feature, k, vocab)
+
+    def guess(self, number: int, above: tuple[int, Tensor], node: tuple[int, Tensor]) -> Tensor:
+        x = torch.cat([self.fc(*above), self.fc(*node)])
+        for block in range(9):
+            if f"mlp.{number}.{block}.linear.weight" in self.w:
+                y = torch.nn.functional.silu(
+                    self.w[f"mlp.{number}.{block}.linear.weight"] @ x + self.w[f"mlp.{number}.{block}.linear.bias"]
+                )
+                x = x + y if block else y
+        return x
+
+    def tree(
+        self,
+        tokens: list[int],
+        features: Tensor,
+        positions: list[int],
+        past: list[Any],
+        depth: int,
+        k: int,
+        nodes: int,
+        pairing: str = "parent",
+        vocab: list[int] | None = None,
+        parallel: bool = True,
+    ) -> list[Node]:
+        """As `PlainDraft.tree`: levels by the layers, then one by each MLP."""
+        mlps = len({name.split(".")[1] for name in self.w if name.startswith("mlp.")})
+        serial = max(1, depth - mlps)
+        root, _, seen = self.accepted(tokens, features, positions, past)
+        assert isinstance(root, Tensor)
+        candidates = [Node(token, -1, score) for token, score in self.best(root, k, vocab)]
+        # a beam entry: candidate number, feature it continues, keys of its ancestors in the tree
+        beam: list[tuple[int, Tensor, list[Any]]] = [(n, root, []) for n in range(k)]
+        before, came_from = beam, list(range(k))
+        for round_ in range(serial):
+            grown, first = [], len(candidates)
+            for number, feature, above in beam:
+                x, _, own = self.row(candidates[number].token, feature, positions[-1] + 1 + round_, seen + above)
+                grown.append((x, [*above, own]))
+                score = candidates[number].score
+                candidates += [Node(token, number, score + log) for token, log in self.best(x, k, vocab)]
+            if round_ < depth - 1:
+                order = sorted(range(k * k), key=lambda n: -candidates[first + n].score)[:k]
+                came_from, before = [n // k for n in order], beam
+                beam = [(first + n, *grown[n // k]) for n in order]
+        paths = [(number, n) for n, (number, _, _) in enumerate(beam)]  # candidate, and the beam entry it descends from
+        for mlp in range(depth - serial):
+            found = []
+            for number, n in paths:
+                upper = before[came_from[n] if pairing == "parent" else n]
+                pair = ((candidates[upper[0]].token, upper[1]), (candidates[beam[n][0]].token, beam[n][1]))
+                for token, log in self.best(self.guess(mlp, *pair), k, vocab):
+                    candidates.append(Node(token, number, candidates[number].score + log))
+                    found.append((len(candidates) - 1, n))
+            paths = sorted(found, key=lambda each: -candidates[each[0]].score)[:nodes]
+        kept = sorted(sorted(range(len(candidates)), key=lambda n: -candidates[n].score)[:nodes])
+        place = {number: n + 1 for n, number in enumerate(kept)}
+        return [Node(candidates[n].token, place.get(candidates[n].parent, 0), candidates[n].score) for n in kept]

@@ -222,6 +222,27 @@ def make_eagle3_head(
     return folder
 
 
+def make_gumiho_head(folder: Path, seed: int = 1, mlps: int = 3, nested: bool = False, **changes: object) -> Path:
+    """A random Gumiho head in the published format: two layers, MLPs of three blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**head_config(**changes), "num_hidden_layers": 2}
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (48, 96), "fc.bias": (48,), "layers.1.input_layernorm.weight": (48,)}
+    for number in range(2):
+        prefix = f"layers.{number}."
+        shapes.update({f"{prefix}self_attn.{name}_proj.weight": (size, 48) for name, size in (("q", 48), ("k", 16), ("v", 16))})
+        shapes[f"{prefix}self_attn.o_proj.weight"] = (48, 48)
+        shapes.update({f"{prefix}mlp.{name}_proj.weight": (96, 48) for name in ("gate", "up")})
+        shapes[f"{prefix}mlp.down_proj.weight"] = (48, 96)
+        shapes[f"{prefix}post_attention_layernorm.weight"] = (48,)
+    for mlp in range(mlps):
+        for block in range(3):
+            base = f"{'mlp.' if nested else ''}mlp.{mlp}.{block}.linear."
+            shapes.update({f"{base}weight": (48, 48 if block else 96), f"{base}bias": (48,)})
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if "experts" not in key}))
+    save_file(random_tensors(shapes, seed), folder / "model.safetensors")
+    return folder
+
+
 def make_head(folder: Path, seed: int = 1, **changes: object) -> Path:
     """A random head in the published format (safetensors)."""
     folder.mkdir(parents=True, exist_ok=True)

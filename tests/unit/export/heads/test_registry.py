@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import jakiro_export.heads
 import tiny
+from answers import plain, run
+from jakiro_export.cli.export import main as export_command
 from jakiro_export.cli.inspect import main as inspect
 from jakiro_export.errors import ExportError
 from jakiro_export.heads import registry
@@ -69,6 +71,7 @@ class ToyHead(DraftHead):
 @pytest.fixture
 def toy_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A file in one of the package's folders, as a user would add it."""
+    registry.families()  # a module registers its family once, when it is imported
     (tmp_path / "families").mkdir()
     (tmp_path / "families" / "toy.py").write_text(TOY)
     monkeypatch.setattr(jakiro_export.heads, "__path__", [*jakiro_export.heads.__path__, str(tmp_path / "families")])
@@ -108,7 +111,7 @@ def test_the_known_families_are_still_told_apart(tmp_path: Path, toy_head: Path)
 
 
 def test_a_head_of_no_known_family_is_named(tmp_path: Path, toy_head: Path) -> None:
-    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Jakiro, Jakiro\*\)"):
+    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Gumiho, Jakiro, Jakiro\*\)"):
         registry.load_head(toy_head, "head")
 
 
@@ -168,16 +171,50 @@ def test_an_eagle_engine_changes_nothing(tmp_path: Path, tiny_target: Path, prec
         assert together == alone
 
 
+def test_a_family_that_a_checkpoint_is_not_of_is_refused(tmp_path: Path) -> None:
+    head = tiny.make_gumiho_head(tmp_path)
+    assert registry.load_head(head, "head", "gumiho").variant == registry.load_head(head, "head").variant == "gumiho"
+    with pytest.raises(ExportError, match="is a head of the family gumiho, and --family says eagle"):
+        registry.load_head(head, "head", "eagle")
+
+
+def test_the_command_offers_every_family() -> None:
+    option = next(each for each in export_command.params if each.name == "family")
+    assert sorted(option.type.choices) == [family.variant for family in registry.families()]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_without_checks_too(tmp_path: Path, tiny_target: Path, value: float) -> None:
+    head = tiny.make_eagle_head(tmp_path / "head")
+    tensors = load_file(head / "model.safetensors")
+    tensors["layers.0.mlp.up_proj.weight"][95, 47] = value
+    save_file(tensors, head / "model.safetensors")
+    with pytest.raises(ExportError, match=r"weight in layers.0.mlp.up_proj.weight that is no finite number"):
+        tiny.make_engine(tmp_path / "engine", tiny_target, head, verify=False)
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tree"), [("gumiho", None), ("eagle", "static")])
+def test_another_kind_of_tree_changes_no_answer(tmp_path: Path, tiny_target: Path, kind: str, tree: str | None) -> None:
+    head = (tiny.make_gumiho_head if kind == "gumiho" else tiny.make_eagle_head)(tmp_path / "head")
+    shape = {"depth": None, "top_k": None, "nodes": None, "tree": tree} if tree else {"depth": 4}
+    engine = Engine.open(tiny.make_engine(tmp_path / "engine", tiny_target, head, precision="int8", **shape), threads=1)
+    assert (engine.manifest.draft.num_layers, engine.manifest.draft.nodes) == ((2, 12) if kind == "gumiho" else (1, 25))
+    for prompt in ([5, 6, 7], list(range(20, 60))):
+        assert run(engine.session(), prompt, 24).tokens == plain(engine, prompt, 24).tokens
+
+
 def test_inspecting_a_head_says_what_it_is(tmp_path: Path) -> None:
     heads = {
         "jakiro": tiny.make_head(tmp_path / "one"),
         "jakiro_star": tiny.make_star_head(tmp_path / "two", True),
         "eagle": tiny.make_eagle_head(tmp_path / "three", biases=True),
-        "eagle3": tiny.make_eagle3_head(tmp_path / "four", "DeepSpec", target_layer_ids=[0, 2]),
+        "eagle3": tiny.make_eagle3_head(tmp_path / "four", "DeepSpec"),
     }
     for family, head in heads.items():
         found = json.loads(CliRunner().invoke(inspect, [str(head), "--json"]).output)
         assert found["family"] == family
         assert found["flags"]["qkv_bias"] == (family == "eagle")
-        assert found["tensors"]["fc.weight"] == "float32 [48, 96]"
+        assert found["tensors"]["fc.weight"] == f"float32 [48, {144 if family == 'eagle3' else 96}]"
         assert f"hidden size 48, vocabulary {tiny.VOCAB}" in CliRunner().invoke(inspect, [str(head)]).output
