@@ -81,8 +81,17 @@ def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, t
 
 
 @pytest.mark.slow
-def test_an_eagle_head_for_an_rtx_30(tmp_path: Path, tiny_target: Path, rtx: list[Path]) -> None:
-    head = tiny.make_eagle_head(tmp_path / "head", biases=True)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: tiny.make_eagle_head(folder, biases=True),
+        lambda folder: tiny.make_eagle3_head(folder, "speculators", layers=2, eagle_aux_hidden_state_layer_ids=[0, 1, 3]),
+        tiny.make_gumiho_head,
+    ],
+    ids=["eagle", "eagle3", "gumiho"],
+)
+def test_another_head_for_an_rtx_30(tmp_path: Path, tiny_target: Path, rtx: list[Path], make: Callable[[Path], Path]) -> None:
+    head = make(tmp_path / "head")
     engine = tiny.make_engine(tmp_path / "engine", tiny_target, head, precision="fp16", verify=False)
     build(engine, "--ahead-of-time", "sm86")
     check_record(engine, 86)
