@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 
-from jakiro_runtime.decoding.sequence import Gain, GenerationResult, TokenSequence
+from jakiro_runtime.decoding.scheduler import Progress
+from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, GenerationResult, TokenSequence
 from jakiro_runtime.decoding.stats import Stats
+from jakiro_runtime.errors import ContextError, ConversationError, EngineError, UsageError
 from jakiro_runtime.sampling import TokenLogprob
+from jakiro_serve.requests import ChatRequest, CompletionRequest
 
 _REASONS = {"eos": "stop", "stop": "stop", "constraint": "stop", "length": "length", "context": "length"}
 
@@ -30,18 +35,34 @@ class RefusedError(Exception):
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
+def refusal(error: Exception) -> RefusedError:
+    """The reply that an error gets."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, UsageError):
+        return RefusedError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextError) else None)
+    if isinstance(error, EngineError):
+        return RefusedError(400 if isinstance(error, ConversationError) else 500, str(error))
+    return RefusedError(500, f"Unexpected {type(error).__name__}; the server's log has more.")
+
+
+def sse(body: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
 def finish_reason(reason: str | None) -> str | None:
     """OpenAI's word for why an answer ended."""
     return _REASONS[reason] if reason else None
 
 
-def usage(sequences: Sequence[TokenSequence], prompts: int = 1) -> dict[str, Any]:
-    """Tokens of a request; the answers of one prompt count it once.
+def usage(sequences: Sequence[TokenSequence], n: int) -> dict[str, Any]:
+    """Tokens of a request; the n answers of one prompt count it once.
 
     accepted_prediction_tokens are tokens of the answer that the draft had right, rejected ones nodes that were verified in vain.
     """
     each = [sequence.stats for sequence in sequences]
-    firsts = each[:: max(1, len(each) // prompts)]
+    firsts = each[::n]
     prompt, new = sum(stats.prompt_tokens for stats in firsts), sum(stats.new_tokens for stats in each)
     accepted = sum(sum(stats.accepted) for stats in each)
     return {
@@ -57,18 +78,56 @@ def usage(sequences: Sequence[TokenSequence], prompts: int = 1) -> dict[str, Any
 
 
 @dataclass
-class _Form:
-    """What both kinds of bodies have. head: what every body of the request has."""
+class Form(ABC):
+    """The bodies of a request's reply. head: what each has; sequences: the answers; asked: the request."""
 
+    kind: ClassVar[str]
     tokenizer: Tokenizer
     head: dict[str, Any]
+    sequences: list[TokenSequence]
+    asked: ChatRequest | CompletionRequest
+
+    @abstractmethod
+    def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
+        """A whole answer."""
+
+    @abstractmethod
+    def delta(self, index: int, chunk: GenerationChunk) -> dict[str, Any]:
+        """What a chunk brought."""
+
+    def whole(self, results: Sequence[GenerationResult]) -> dict[str, Any]:
+        """The reply in one piece."""
+        choices = [self.choice(index, result) for index, result in enumerate(results)]
+        return {**self.head, "object": self.kind, "choices": choices, "usage": self._usage()}
+
+    def chunk(self, index: int, progress: Progress) -> dict[str, Any]:
+        """An event of a stream."""
+        extra: dict[str, Any] = {"usage": None} if self.include_usage else {}
+        if self.asked.draft_trees:
+            extra["draft_tree"] = self._draft_tree(progress.gain, self.sequences[index].stats)
+        return {**self._chunk_head, "choices": [self.delta(index, progress.chunk)], **extra}
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last event of a stream that asked for the usage."""
+        return {**self._chunk_head, "choices": [], "usage": self._usage()}
+
+    @property
+    def include_usage(self) -> bool:
+        return self.asked.include_usage
+
+    @property
+    def _chunk_head(self) -> dict[str, Any]:
+        return {**self.head, "object": self.kind}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self.sequences, self.asked.n)
 
     def text(self, token: int) -> str:
         """One token as text, special ones too."""
         decoded: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return decoded
 
-    def draft_tree(self, gain: Gain, stats: Stats) -> dict[str, Any] | None:
+    def _draft_tree(self, gain: Gain, stats: Stats) -> dict[str, Any] | None:
         """A round: the nodes' texts and parents' rows, [nodes]; the rows that were accepted, the root's 0 first; tau so far.
 
         None for the prompt's pass.
@@ -80,25 +139,27 @@ class _Form:
 
 
 @dataclass
-class ChatForm(_Form):
+class ChatForm(Form):
     """Bodies of /v1/chat/completions."""
 
     kind = "chat.completion"
     begun: set[int] = field(default_factory=set)
 
+    @property
+    def _chunk_head(self) -> dict[str, Any]:
+        return {**self.head, "object": "chat.completion.chunk"}
+
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
-        """A whole answer."""
         message = {"role": "assistant", "content": result.text, "refusal": None}
         found = self._logprobs(result.logprobs)
         return {"index": index, "message": message, "logprobs": found, "finish_reason": finish_reason(result.finish_reason)}
 
-    def delta(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None) -> dict[str, Any]:
-        """What a chunk brought."""
+    def delta(self, index: int, chunk: GenerationChunk) -> dict[str, Any]:
         first = {} if index in self.begun else {"role": "assistant"}
         self.begun.add(index)
-        delta = {**first, "content": text} if text or first else {}
-        found = self._logprobs(logprobs)
-        return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish_reason(reason)}
+        delta = {**first, "content": chunk.text} if chunk.text or first else {}
+        found = self._logprobs(chunk.logprobs)
+        return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish_reason(chunk.finish_reason)}
 
     def _logprobs(self, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
         if found is None:
@@ -115,20 +176,18 @@ class ChatForm(_Form):
 
 
 @dataclass
-class CompletionForm(_Form):
+class CompletionForm(Form):
     """Bodies of /v1/completions."""
 
     kind = "text_completion"
     offsets: dict[int, int] = field(default_factory=dict)
 
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
-        """A whole answer."""
-        return self.delta(index, result.text, result.logprobs, result.finish_reason)
+        return self.delta(index, result)
 
-    def delta(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None) -> dict[str, Any]:
-        """What a chunk brought."""
-        found = self._logprobs(index, logprobs)
-        return {"index": index, "text": text, "logprobs": found, "finish_reason": finish_reason(reason)}
+    def delta(self, index: int, chunk: GenerationChunk | GenerationResult) -> dict[str, Any]:
+        found = self._logprobs(index, chunk.logprobs)
+        return {"index": index, "text": chunk.text, "logprobs": found, "finish_reason": finish_reason(chunk.finish_reason)}
 
     def _logprobs(self, index: int, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
         if found is None:
