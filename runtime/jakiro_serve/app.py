@@ -20,8 +20,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
+from jakiro_serve.errors import RefusedError, refusal
 from jakiro_serve.metrics import RequestCounter
-from jakiro_serve.replies import ChatForm, CompletionForm, Form, RefusedError, refusal
+from jakiro_serve.replies import ChatForm, CompletionForm, Form
 from jakiro_serve.requests import ChatRequest, CompletionRequest
 from jakiro_serve.service import Body, EventStream, ServerOptions, Service
 

@@ -1,4 +1,4 @@
-"""Replies in OpenAI's form: whole answers, streamed chunks, log-probabilities, usage and errors."""
+"""Replies in OpenAI's form: whole answers, streamed chunks, log-probabilities and usage."""
 
 from __future__ import annotations
 
@@ -13,37 +13,10 @@ from tokenizers import Tokenizer
 from jakiro_runtime.decoding.scheduler import Progress
 from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, GenerationResult, TokenSequence
 from jakiro_runtime.decoding.stats import Stats
-from jakiro_runtime.errors import ContextError, ConversationError, EngineError, UsageError
 from jakiro_runtime.sampling import TokenLogprob
 from jakiro_serve.requests import ChatRequest, CompletionRequest
 
 _REASONS = {"eos": "stop", "stop": "stop", "constraint": "stop", "length": "length", "context": "length"}
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error: its HTTP status, and OpenAI's fields."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def body(self) -> dict[str, Any]:
-        """The error as JSON."""
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
-        kind = "server_error" if self.status >= 500 else kind
-        message, param = (text.encode(errors="replace").decode() if text else text for text in (str(self), self.param))
-        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
-
-
-def refusal(error: Exception) -> RefusedError:
-    """The reply that an error gets."""
-    if isinstance(error, RefusedError):
-        return error
-    if isinstance(error, UsageError):
-        return RefusedError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextError) else None)
-    if isinstance(error, EngineError):
-        return RefusedError(400 if isinstance(error, ConversationError) else 500, str(error))
-    return RefusedError(500, f"Unexpected {type(error).__name__}; the server's log has more.")
 
 
 def sse(body: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from jakiro_runtime.decoding.scheduler import Scheduler
@@ -22,8 +23,9 @@ from jakiro_runtime.decoding.sequence import GenerationResult, TokenSequence
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.sampling.grammar import Grammar
 from jakiro_serve import worker as workers
+from jakiro_serve.errors import RefusedError, refusal
 from jakiro_serve.metrics import Metrics
-from jakiro_serve.replies import Form, RefusedError, refusal, sse
+from jakiro_serve.replies import Form, sse
 from jakiro_serve.requests import ChatRequest, CompletionRequest
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
@@ -103,6 +105,8 @@ class Service:
             place = ".".join(str(part) for part in first["loc"])
             what = "is not supported by this server" if first["type"] == "extra_forbidden" else f"is not valid: {first['msg']}"
             raise RefusedError(400, f"{place or 'The body'} {what}.", param=place or None) from None
+        except ClientDisconnect:
+            raise RefusedError(400, "The client left before the body was complete.") from None
         except (ValueError, RecursionError):
             raise RefusedError(400, "The body is not JSON (UTF-8); send a JSON object.") from None
         if parsed.model is not None:
