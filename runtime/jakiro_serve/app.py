@@ -6,6 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -61,7 +62,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
         asked = await service.body(request, kind)
         sequences = await run_in_threadpool(begin, asked)
         head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
-        made = form(engine.bundle.tokenizer, head, sequences, asked)
+        made = form(engine.bundle.tokenizer, head, sequences, asked, partial(service.reader, asked))
         return EventStream(service, made) if asked.stream else await service.whole(request, made)
 
     @app.post("/v1/chat/completions")

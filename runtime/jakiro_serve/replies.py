@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, GenerationRe
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.sampling import TokenLogprob
 from jakiro_serve.requests import ChatRequest, CompletionRequest
+from jakiro_serve.tool_calls import AnswerReader, CallArguments, CallStart, Piece
 
 _REASONS = {"eos": "stop", "stop": "stop", "constraint": "stop", "length": "length", "context": "length"}
 
@@ -52,13 +53,20 @@ def usage(sequences: Sequence[TokenSequence], n: int) -> dict[str, Any]:
 
 @dataclass
 class Form(ABC):
-    """The bodies of a request's reply. head: what each has; sequences: the answers; asked: the request."""
+    """The bodies of a request's reply.
+
+    head: what each has
+    sequences: the answers
+    asked: the request
+    new_reader: for an answer's text
+    """
 
     kind: ClassVar[str]
     tokenizer: Tokenizer
     head: dict[str, Any]
     sequences: list[TokenSequence]
     asked: ChatRequest | CompletionRequest
+    new_reader: Callable[[], AnswerReader]
 
     @abstractmethod
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
@@ -117,22 +125,35 @@ class ChatForm(Form):
 
     kind = "chat.completion"
     begun: set[int] = field(default_factory=set)
+    readers: dict[int, AnswerReader] = field(default_factory=dict)
 
     @property
     def _chunk_head(self) -> dict[str, Any]:
         return {**self.head, "object": "chat.completion.chunk"}
 
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
-        message = {"role": "assistant", "content": result.text, "refusal": None}
-        found = self._logprobs(result.logprobs)
-        return {"index": index, "message": message, "logprobs": found, "finish_reason": finish_reason(result.finish_reason)}
+        delta = self.delta(index, result)
+        calls = [{key: value for key, value in call.items() if key != "index"} for call in delta["delta"].pop("tool_calls", [])]
+        message = {"content": None if calls else "", "refusal": None, **delta.pop("delta")}
+        return {**delta, "message": {**message, "tool_calls": calls} if calls else message}
 
-    def delta(self, index: int, chunk: GenerationChunk) -> dict[str, Any]:
+    def delta(self, index: int, chunk: GenerationChunk | GenerationResult) -> dict[str, Any]:
+        reader = self._reader(index)
+        pieces = [*reader.push(chunk.text), *(reader.finish() if chunk.finish_reason else [])]
+        text, calls = "".join(piece for piece in pieces if isinstance(piece, str)), _calls(pieces)
         first = {} if index in self.begun else {"role": "assistant"}
         self.begun.add(index)
-        delta = {**first, "content": chunk.text} if chunk.text or first else {}
-        found = self._logprobs(chunk.logprobs)
-        return {"index": index, "delta": delta, "logprobs": found, "finish_reason": finish_reason(chunk.finish_reason)}
+        delta: dict[str, Any] = {**first, **({"content": text} if text or (first and not calls) else {})}
+        if calls:
+            delta["tool_calls"] = calls
+        reason = finish_reason(chunk.finish_reason)
+        reason = "tool_calls" if reason == "stop" and reader.calls else reason
+        return {"index": index, "delta": delta, "logprobs": self._logprobs(chunk.logprobs), "finish_reason": reason}
+
+    def _reader(self, index: int) -> AnswerReader:
+        if index not in self.readers:
+            self.readers[index] = self.new_reader()
+        return self.readers[index]
 
     def _logprobs(self, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
         if found is None:
@@ -146,6 +167,19 @@ class ChatForm(Form):
             "content": [{**one(each.token, each.logprob), "top_logprobs": [one(*pair) for pair in each.top]} for each in found],
             "refusal": None,
         }
+
+
+def _calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """What a chunk brought of calls, one entry for each of them."""
+    calls: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        if isinstance(piece, CallStart):
+            function = {"name": piece.name, "arguments": ""}
+            calls[piece.number] = {"index": piece.number, "id": piece.id, "type": "function", "function": function}
+        elif isinstance(piece, CallArguments):
+            call = calls.setdefault(piece.number, {"index": piece.number, "function": {"arguments": ""}})
+            call["function"]["arguments"] += piece.text
+    return list(calls.values())
 
 
 @dataclass

@@ -27,6 +27,7 @@ from jakiro_serve.errors import RefusedError, refusal
 from jakiro_serve.metrics import Metrics
 from jakiro_serve.replies import Form, sse
 from jakiro_serve.requests import ChatRequest, CompletionRequest
+from jakiro_serve.tool_calls import MARKERS, AnswerReader, ToolCallReader, calls_grammar, tool_format
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
@@ -69,7 +70,9 @@ class Service:
         )
         self.worker = workers.Worker(scheduler, options.most_running + options.most_waiting)
         self.metrics = Metrics(scheduler)
-        self._grammar = lru_cache(32)(lambda schema: engine.grammar(json_schema=schema))
+        self._grammar = lru_cache(32)(lambda kind, text: engine.grammar(**{kind: text}))
+        template = engine.bundle.template
+        self.tool_format = tool_format(template.source(tools=True)) if template else None
 
     def authorize(self, request: Request) -> None:
         """Raises RefusedError where the API key is missing or wrong."""
@@ -128,7 +131,18 @@ class Service:
             messages = asked.conversation
         except ValueError as error:
             raise RefusedError(400, f"messages: {error}.", "messages") from None
-        return self._sequences(asked, self.engine.chat_prompt(messages), asked.most_tokens)
+        use = asked.tool_use
+        if use is not None and self.tool_format is None:
+            raise RefusedError(
+                400,
+                "tools: this model's chat template has no tools, or in a form that this server does not read (it reads those of "
+                "Hermes and Qwen, Llama 3, and Mistral).",
+                "tools",
+            )
+        if use is not None and not use.callable:
+            raise RefusedError(400, f"tool_choice: there is no function {use.chosen!r} among the tools.", "tool_choice")
+        ids = self.engine.chat_prompt(messages, tools=use.for_template if use else None)
+        return self._sequences(asked, ids, asked.most_tokens)
 
     def complete(self, asked: CompletionRequest) -> list[TokenSequence]:
         """The answers of some prompts, n for each in turn, not begun."""
@@ -139,11 +153,26 @@ class Service:
         return [sequence for each in ids for sequence in self._sequences(asked, each, asked.most_tokens)]
 
     def _sequences(self, asked: ChatRequest | CompletionRequest, ids: list[int], most: int | None) -> list[TokenSequence]:
-        bundle, schema = self.engine.bundle, asked.schema_text
-        grammar: Grammar | None = self._grammar(schema) if schema is not None else None
+        bundle, use = self.engine.bundle, asked.tool_use
         limit = most or bundle.manifest.model.max_context
         ways = asked.sampling(asked.logprob_count, len(ids), asked.seeds())
-        return [TokenSequence(bundle, ids, limit, way, asked.stops, grammar) for way in ways]
+        shown = MARKERS if use else ()
+        return [TokenSequence(bundle, ids, limit, way, asked.stops, self._rules(asked), shown) for way in ways]
+
+    def _rules(self, asked: ChatRequest | CompletionRequest) -> Grammar | None:
+        """What an answer must look like: a schema, calls, or one of the two."""
+        use, schema, form = asked.tool_use, asked.schema_text, self.tool_format
+        if use is None or form is None or not (use.demanded or schema):
+            return self._grammar("json_schema", schema) if schema is not None else None
+        otherwise = None if use.demanded else schema
+        return self._grammar("lark", calls_grammar(form, use.callable, self.engine.bundle.tokenizer, use.several, otherwise))
+
+    def reader(self, asked: ChatRequest | CompletionRequest) -> AnswerReader:
+        """What reads one answer to a request."""
+        use = asked.tool_use
+        if use is None or self.tool_format is None:
+            return AnswerReader()
+        return ToolCallReader(self.tool_format, [function.name for function in use.functions], None if use.several else 1)
 
     @contextlib.contextmanager
     def live(self, sequences: list[TokenSequence]) -> Iterator[workers.Request]:

@@ -144,7 +144,8 @@ def test_response_format_gives_json(client: openai.OpenAI, model: str) -> None:
     [
         ({"model": "other"}, 404, "no model 'other' here"),
         ({"temperature": -1}, 400, "temperature is not valid"),
-        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools.0.function is not valid"),
+        ({"functions": []}, 400, "functions is not supported"),
         ({"messages": []}, 400, "messages is not valid"),
         ({"messages": [{"role": "user", "content": "x" * 19000}]}, 400, "context is"),
         ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "larger than 20000 bytes"),
