@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -15,22 +15,23 @@ from fastapi.exceptions import HTTPException
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.engine import Engine
 from jakiro_runtime.errors import EngineError, UsageError
 from jakiro_serve.errors import RefusedError, refusal
 from jakiro_serve.metrics import RequestCounter
 from jakiro_serve.replies import ChatForm, CompletionForm, Form
 from jakiro_serve.requests import ChatRequest, CompletionRequest
-from jakiro_serve.service import Body, EventStream, ServerOptions, Service
+from jakiro_serve.responses import ResponsesForm, ResponsesRequest
+from jakiro_serve.service import EventStream, ServerOptions, Service
 
 
 def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
     """The application over an opened engine. Its lifespan starts and ends the thread that decodes."""
-    service = Service(engine, options)
+    service, tokenizer = Service(engine, options), engine.bundle.tokenizer
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +45,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"])
 
     @app.exception_handler(RefusedError)
+    @app.exception_handler(ValidationError)
     @app.exception_handler(UsageError)
     @app.exception_handler(EngineError)
     @app.exception_handler(Exception)
@@ -56,26 +58,39 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         return await refused(request, RefusedError(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
 
-    async def reply(
-        request: Request, kind: type[Body], begin: Callable[[Body], list[TokenSequence]], form: type[Form], prefix: str
-    ) -> Response:
-        asked = await service.body(request, kind)
-        sequences = await run_in_threadpool(begin, asked)
-        head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
-        made = form(engine.bundle.tokenizer, head, sequences, asked, partial(service.reader, asked))
-        return EventStream(service, made) if asked.stream else await service.whole(request, made)
+    def head(prefix: str) -> dict[str, Any]:
+        return {"id": f"{prefix}{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
+
+    async def reply(request: Request, stream: bool | None, form: Form) -> Response:
+        return EventStream(service, form) if stream else await service.whole(request, form)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await reply(request, ChatRequest, service.chat, ChatForm, "chatcmpl")
+        asked = await service.body(request, ChatRequest)
+        sequences = await run_in_threadpool(service.chat, asked)
+        reader = partial(service.reader, asked)
+        return await reply(request, asked.stream, ChatForm(tokenizer, head("chatcmpl-"), sequences, reader, asked))
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await reply(request, CompletionRequest, service.complete, CompletionForm, "cmpl")
+        asked = await service.body(request, CompletionRequest)
+        sequences = await run_in_threadpool(service.complete, asked)
+        reader = partial(service.reader, asked)
+        return await reply(request, asked.stream, CompletionForm(tokenizer, head("cmpl-"), sequences, reader, asked))
+
+    @app.post("/v1/responses")
+    async def respond(request: Request) -> Response:
+        wanted = await service.body(request, ResponsesRequest)
+        asked = wanted.as_chat()
+        sequences = await run_in_threadpool(service.chat, asked)
+        reader = partial(service.reader, asked)
+        return await reply(request, asked.stream, ResponsesForm(tokenizer, head("resp_"), sequences, reader, wanted))
 
     @app.post("/v1/embeddings")
     async def embeddings() -> Response:
-        raise RefusedError(501, "This server makes no embeddings; it has /v1/chat/completions and /v1/completions.")
+        raise RefusedError(
+            501, "This server makes no embeddings; it has /v1/chat/completions, /v1/completions and /v1/responses."
+        )
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:

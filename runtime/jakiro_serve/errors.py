@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from jakiro_runtime.errors import ContextError, ConversationError, EngineError, UsageError
 
 
@@ -26,6 +28,11 @@ def refusal(error: Exception) -> RefusedError:
     """The reply that an error gets."""
     if isinstance(error, RefusedError):
         return error
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = "is not supported by this server" if first["type"] == "extra_forbidden" else f"is not valid: {first['msg']}"
+        return RefusedError(400, f"{place or 'The body'} {what}.", param=place or None)
     if isinstance(error, UsageError):
         return RefusedError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextError) else None)
     if isinstance(error, EngineError):

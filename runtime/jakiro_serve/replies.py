@@ -14,6 +14,7 @@ from jakiro_runtime.decoding.scheduler import Progress
 from jakiro_runtime.decoding.sequence import Gain, GenerationChunk, GenerationResult, TokenSequence
 from jakiro_runtime.decoding.stats import Stats
 from jakiro_runtime.sampling import TokenLogprob
+from jakiro_serve.errors import RefusedError
 from jakiro_serve.requests import ChatRequest, CompletionRequest
 from jakiro_serve.tool_calls import AnswerReader, CallArguments, CallStart, Piece
 
@@ -21,8 +22,9 @@ _REASONS = {"eos": "stop", "stop": "stop", "constraint": "stop", "length": "leng
 
 
 def sse(body: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body)}\n\n"
+    """A server-sent event; one that has a type is named by it."""
+    name = f"event: {body['type']}\n" if "type" in body else ""
+    return f"{name}data: {json.dumps(body)}\n\n"
 
 
 def finish_reason(reason: str | None) -> str | None:
@@ -53,20 +55,65 @@ def usage(sequences: Sequence[TokenSequence], n: int) -> dict[str, Any]:
 
 @dataclass
 class Form(ABC):
-    """The bodies of a request's reply.
+    """A reply's bodies.
 
-    head: what each has
+    head: id, created and model of the reply
     sequences: the answers
-    asked: the request
     new_reader: for an answer's text
     """
 
-    kind: ClassVar[str]
     tokenizer: Tokenizer
     head: dict[str, Any]
     sequences: list[TokenSequence]
-    asked: ChatRequest | CompletionRequest
     new_reader: Callable[[], AnswerReader]
+
+    @abstractmethod
+    def whole(self, results: Sequence[GenerationResult]) -> dict[str, Any]:
+        """The reply in one piece."""
+
+    def begin(self) -> list[dict[str, Any]]:
+        """What a stream begins with."""
+        return []
+
+    @abstractmethod
+    def events(self, index: int, progress: Progress) -> list[dict[str, Any]]:
+        """What a round of one answer brings."""
+
+    @abstractmethod
+    def end(self) -> list[dict[str, Any]]:
+        """What a stream ends with."""
+
+    def failed(self, error: RefusedError) -> list[dict[str, Any]]:
+        """What a stream ends with after an error."""
+        return [error.body()]
+
+    @property
+    def last(self) -> str:
+        """What follows the last event."""
+        return "data: [DONE]\n\n"
+
+    def text(self, token: int) -> str:
+        """One token as text, special ones too."""
+        decoded: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return decoded
+
+    def token_logprobs(self, found: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        """Log-probabilities of tokens, with their best alternatives."""
+
+        def one(token: int, logprob: float) -> dict[str, Any]:
+            text = self.text(token)
+            return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+
+        return [{**one(each.token, each.logprob), "top_logprobs": [one(*pair) for pair in each.top]} for each in found]
+
+
+@dataclass
+class _ChoicesForm(Form):
+    """Bodies with `choices`, one for each answer. kind, chunk_kind: of a whole body, and of a chunk; asked: the request."""
+
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    asked: ChatRequest | CompletionRequest
 
     @abstractmethod
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
@@ -77,36 +124,18 @@ class Form(ABC):
         """What a chunk brought."""
 
     def whole(self, results: Sequence[GenerationResult]) -> dict[str, Any]:
-        """The reply in one piece."""
         choices = [self.choice(index, result) for index, result in enumerate(results)]
-        return {**self.head, "object": self.kind, "choices": choices, "usage": self._usage()}
+        return {**self.head, "object": self.kind, "choices": choices, "usage": usage(self.sequences, self.asked.n)}
 
-    def chunk(self, index: int, progress: Progress) -> dict[str, Any]:
-        """An event of a stream."""
-        extra: dict[str, Any] = {"usage": None} if self.include_usage else {}
+    def events(self, index: int, progress: Progress) -> list[dict[str, Any]]:
+        extra: dict[str, Any] = {"usage": None} if self.asked.include_usage else {}
         if self.asked.draft_trees:
             extra["draft_tree"] = self._draft_tree(progress.gain, self.sequences[index].stats)
-        return {**self._chunk_head, "choices": [self.delta(index, progress.chunk)], **extra}
+        return [{**self.head, "object": self.chunk_kind, "choices": [self.delta(index, progress.chunk)], **extra}]
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """The last event of a stream that asked for the usage."""
-        return {**self._chunk_head, "choices": [], "usage": self._usage()}
-
-    @property
-    def include_usage(self) -> bool:
-        return self.asked.include_usage
-
-    @property
-    def _chunk_head(self) -> dict[str, Any]:
-        return {**self.head, "object": self.kind}
-
-    def _usage(self) -> dict[str, Any]:
-        return usage(self.sequences, self.asked.n)
-
-    def text(self, token: int) -> str:
-        """One token as text, special ones too."""
-        decoded: str = self.tokenizer.decode([token], skip_special_tokens=False)
-        return decoded
+    def end(self) -> list[dict[str, Any]]:
+        found = {"choices": [], "usage": usage(self.sequences, self.asked.n)}
+        return [{**self.head, "object": self.chunk_kind, **found}] if self.asked.include_usage else []
 
     def _draft_tree(self, gain: Gain, stats: Stats) -> dict[str, Any] | None:
         """A round: the nodes' texts and parents' rows, [nodes]; the rows that were accepted, the root's 0 first; tau so far.
@@ -120,16 +149,13 @@ class Form(ABC):
 
 
 @dataclass
-class ChatForm(Form):
+class ChatForm(_ChoicesForm):
     """Bodies of /v1/chat/completions."""
 
     kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
     begun: set[int] = field(default_factory=set)
     readers: dict[int, AnswerReader] = field(default_factory=dict)
-
-    @property
-    def _chunk_head(self) -> dict[str, Any]:
-        return {**self.head, "object": "chat.completion.chunk"}
 
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:
         delta = self.delta(index, result)
@@ -156,17 +182,7 @@ class ChatForm(Form):
         return self.readers[index]
 
     def _logprobs(self, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-
-        def one(token: int, logprob: float) -> dict[str, Any]:
-            text = self.text(token)
-            return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
-
-        return {
-            "content": [{**one(each.token, each.logprob), "top_logprobs": [one(*pair) for pair in each.top]} for each in found],
-            "refusal": None,
-        }
+        return None if found is None else {"content": self.token_logprobs(found), "refusal": None}
 
 
 def _calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -183,10 +199,10 @@ def _calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
 
 
 @dataclass
-class CompletionForm(Form):
+class CompletionForm(_ChoicesForm):
     """Bodies of /v1/completions."""
 
-    kind = "text_completion"
+    kind = chunk_kind = "text_completion"
     offsets: dict[int, int] = field(default_factory=dict)
 
     def choice(self, index: int, result: GenerationResult) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from jakiro_runtime.sampling import LogitsProcessor, Sampling
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes no key that it does not know."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """include_usage: a last chunk has the request's usage."""
 
     include_usage: bool = False
@@ -32,14 +34,14 @@ class JsonSchema(BaseModel):
     form: dict[str, Any] = Field(default_factory=dict, alias="schema")
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What an answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
 
-class Function(_Strict):
+class Function(Strict):
     """A function that may be called. strict: arguments of calls that `tool_choice` demands always follow the schema."""
 
     name: str = Field(pattern=r"^[\w.-]{1,64}$")
@@ -48,20 +50,20 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """A tool; there are functions alone."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(_Strict):
+class FunctionName(Strict):
     """Which function."""
 
     name: str
 
 
-class ToolChoice(_Strict):
+class ToolChoice(Strict):
     """A function that has to be called."""
 
     type: Literal["function"]
@@ -94,7 +96,7 @@ class ToolUse:
         return [{"type": "function", "function": function.model_dump(exclude_none=True)} for function in self.functions]
 
 
-class Generation(_Strict):
+class Generation(Strict):
     """What both endpoints take. draft_trees: a stream shows each round's tree. `user` and what follows it change nothing."""
 
     model: str | None = None
@@ -228,6 +230,8 @@ class CompletionRequest(Generation):
 def plain_message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates expect it. Raises ValueError where it holds a part that is no text."""
     plain = {**message, "content": _joined(message.get("content"))}
+    if plain.get("role") == "developer":  # OpenAI's newer word; templates know the older one
+        plain["role"] = "system"
     if isinstance(calls := message.get("tool_calls"), list):
         plain["tool_calls"] = [_parsed(call) for call in calls]
     return plain

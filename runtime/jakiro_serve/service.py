@@ -27,9 +27,10 @@ from jakiro_serve.errors import RefusedError, refusal
 from jakiro_serve.metrics import Metrics
 from jakiro_serve.replies import Form, sse
 from jakiro_serve.requests import ChatRequest, CompletionRequest
+from jakiro_serve.responses import ResponsesRequest
 from jakiro_serve.tool_calls import MARKERS, AnswerReader, ToolCallReader, calls_grammar, tool_format
 
-Body = TypeVar("Body", ChatRequest, CompletionRequest)
+Body = TypeVar("Body", ChatRequest, CompletionRequest, ResponsesRequest)
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,8 @@ class Service:
             parsed: Body = kind.model_validate(given)
         except asyncio.TimeoutError:
             raise RefusedError(408, f"The request's body did not arrive within {seconds:g} seconds.") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            what = "is not supported by this server" if first["type"] == "extra_forbidden" else f"is not valid: {first['msg']}"
-            raise RefusedError(400, f"{place or 'The body'} {what}.", param=place or None) from None
+        except ValidationError:
+            raise
         except ClientDisconnect:
             raise RefusedError(400, "The client left before the body was complete.") from None
         except (ValueError, RecursionError):
@@ -229,13 +227,18 @@ class EventStream(StreamingResponse):
 
 async def _events(live: workers.Request, form: Form) -> AsyncIterator[str]:
     try:
+        for body in form.begin():
+            yield sse(body)
         async for index, progress in live:
-            yield sse(form.chunk(index, progress))
-        if form.include_usage:
-            yield sse(form.usage_chunk())
+            for body in form.events(index, progress):
+                yield sse(body)
+        for body in form.end():
+            yield sse(body)
     except Exception as error:  # the status is sent already
-        yield sse(refusal(error).body())
-    yield "data: [DONE]\n\n"
+        for body in form.failed(refusal(error)):
+            yield sse(body)
+    if form.last:
+        yield form.last
 
 
 async def _gone(request: Request) -> None:
