@@ -7,7 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,7 +110,7 @@ class Generation(Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, float] | None = Field(None, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,7}$"}})
     max_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat | None = None
     stream: bool | None = None
@@ -167,10 +167,19 @@ class Generation(Strict):
         return [(first + index) % (1 << 64) for index in range(self.n)]
 
 
+class Message(BaseModel):
+    """A message of a conversation, with whatever the chat template reads of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str = Field(min_length=1)
+    content: str | list[dict[str, Any]] | None = None
+
+
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -184,7 +193,7 @@ class ChatRequest(Generation):
 
         Raises ValueError where one holds a part that is no text.
         """
-        return [plain_message(message) for message in self.messages]
+        return [plain_message(message.model_dump()) for message in self.messages]
 
     @property
     def tool_use(self) -> ToolUse | None:
@@ -205,10 +214,14 @@ class ChatRequest(Generation):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
 class CompletionRequest(Generation):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Text | Tokens | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property

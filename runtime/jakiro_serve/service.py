@@ -43,6 +43,7 @@ class ServerOptions:
     most_waiting: answers that may wait for that
     most_body: bytes of a request's body
     body_seconds: in which a request's body arrives
+    request_seconds: for a request's answers, the wait in the queue included; None: as long as it takes
     cors_origins: pages of other origins that may call the server
     """
 
@@ -52,6 +53,7 @@ class ServerOptions:
     most_waiting: int = 64
     most_body: int = 4 << 20
     body_seconds: float = 30
+    request_seconds: float | None = None
     cors_origins: Sequence[str] = ()
     speculate: bool = True
     lookup: bool = True
@@ -179,7 +181,7 @@ class Service:
         Raises RefusedError where the queue is full.
         """
         try:
-            request = self.worker.submit(sequences)
+            request = self.worker.submit(sequences, self.options.request_seconds)
         except workers.QueueFullError:
             raise RefusedError(429, "The server's queue is full; try again later.", code="queue_full") from None
         with request:

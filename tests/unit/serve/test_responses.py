@@ -101,7 +101,7 @@ def test_a_format_gives_json(client: openai.OpenAI) -> None:
         ({"previous_response_id": "resp_1"}, "keeps no responses"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "no item that this server reads"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "no text"),
-        ({"input": []}, "messages is not valid"),
+        ({"input": []}, "input.*is not valid"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type is not valid"),
         ({"reasoning": {"effort": "low"}}, "reasoning is not supported"),
         ({"extra_body": {"background": True}}, "background is not valid"),
