@@ -29,6 +29,10 @@ Examples:
 @click.option("--max-running", type=click.IntRange(1, 256), default=8, help="Answers that are decoded together.")
 @click.option("--max-waiting", type=click.IntRange(0), default=64, help="Answers that may wait; more are refused (429).")
 @click.option("--max-body", type=click.IntRange(1024), default=4 << 20, help="Bytes of a request; larger ones are refused (413).")
+@click.option("--body-seconds", type=click.FloatRange(0, min_open=True), default=30,
+              help="Time for a request's body to arrive; slower ones are refused (408).")  # fmt: skip
+@click.option("--request-timeout", "request_seconds", type=click.FloatRange(0, min_open=True), default=None, show_default="none",
+              metavar="SECONDS", help="Time for an answer, its wait included; one that takes longer is ended (504).")  # fmt: skip
 @click.option("--cors-origin", multiple=True, metavar="ORIGIN", help="A web page of this origin may call the server; repeatable.")
 @click.option("--drain-seconds", type=click.IntRange(0), default=30, help="At SIGTERM, time for begun answers to end.")
 @click.option("--speculation/--no-speculation", default=True, help="Draft and verify trees, or decode with the target alone.")
@@ -72,7 +76,8 @@ def _serve(
     try:
         import uvicorn
 
-        from jakiro_serve.app import ServerOptions, make_app
+        from jakiro_serve.app import make_app
+        from jakiro_serve.service import ServerOptions
     except ImportError as error:
         raise EngineError(
             f"The server needs {error.name}, which is not installed; install it with: pip install 'jakiro-export[server]'"

@@ -6,7 +6,8 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from jakiro_runtime.sampling import LogitsProcessor, Sampling
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes no key that it does not know."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """include_usage: a last chunk has the request's usage."""
 
     include_usage: bool = False
@@ -31,14 +34,69 @@ class JsonSchema(BaseModel):
     form: dict[str, Any] = Field(default_factory=dict, alias="schema")
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What an answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
 
-class _Generation(_Strict):
+class Function(Strict):
+    """A function that may be called. strict: arguments of calls that `tool_choice` demands always follow the schema."""
+
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool; there are functions alone."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    """Which function."""
+
+    name: str
+
+
+class ToolChoice(Strict):
+    """A function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """Functions that an answer may call.
+
+    demanded: it has to call one
+    chosen: that one alone
+    several: it may make more than one call
+    """
+
+    functions: list[Function]
+    demanded: bool = False
+    chosen: str | None = None
+    several: bool = True
+
+    @property
+    def callable(self) -> list[dict[str, Any]]:
+        """Those that may be called."""
+        known = [function for function in self.functions if self.chosen in (None, function.name)]
+        return [function.model_dump(exclude_none=True) for function in known]
+
+    @property
+    def for_template(self) -> list[dict[str, Any]]:
+        """All of them, as chat templates take them."""
+        return [{"type": "function", "function": function.model_dump(exclude_none=True)} for function in self.functions]
+
+
+class Generation(Strict):
     """What both endpoints take. draft_trees: a stream shows each round's tree. `user` and what follows it change nothing."""
 
     model: str | None = None
@@ -52,7 +110,7 @@ class _Generation(_Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, float] | None = Field(None, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,7}$"}})
     max_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat | None = None
     stream: bool | None = None
@@ -69,6 +127,11 @@ class _Generation(_Strict):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The functions that the answer may call; None where it calls none."""
+        return None
 
     @property
     def schema_text(self) -> str | None:
@@ -104,18 +167,43 @@ class _Generation(_Strict):
         return [(first + index) % (1 << 64) for index in range(self.n)]
 
 
-class ChatRequest(_Generation):
+class Message(BaseModel):
+    """A message of a conversation, with whatever the chat template reads of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str = Field(min_length=1)
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages; a content of several texts is one. Raises ValueError where one holds a part that is no text."""
-        return [{**message, "content": _joined(message.get("content"))} for message in self.messages]
+        """The messages, as templates expect them: a content of several texts is one, arguments of calls are objects.
+
+        Raises ValueError where one holds a part that is no text.
+        """
+        return [plain_message(message.model_dump()) for message in self.messages]
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The functions, unless no call is wanted."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+        demanded = self.tool_choice == "required" or chosen is not None
+        functions = [tool.function for tool in self.tools]
+        return ToolUse(functions, demanded, chosen, self.parallel_tool_calls is not False and chosen is None)
 
     @property
     def most_tokens(self) -> int | None:
@@ -126,10 +214,14 @@ class ChatRequest(_Generation):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(_Generation):
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(Generation):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Text | Tokens | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
@@ -146,6 +238,28 @@ class CompletionRequest(_Generation):
             return [self.prompt]
         whole = self.prompt and isinstance(self.prompt[0], int)
         return [list(self.prompt)] if whole else list(self.prompt)  # type: ignore[arg-type]
+
+
+def plain_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it. Raises ValueError where it holds a part that is no text."""
+    plain = {**message, "content": _joined(message.get("content"))}
+    if plain.get("role") == "developer":  # OpenAI's newer word; templates know the older one
+        plain["role"] = "system"
+    if isinstance(calls := message.get("tool_calls"), list):
+        plain["tool_calls"] = [_parsed(call) for call in calls]
+    return plain
+
+
+def _parsed(call: Any) -> Any:
+    """A call whose arguments are an object, where they are JSON text of one."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _joined(content: Any) -> Any:

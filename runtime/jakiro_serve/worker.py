@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jakiro_runtime.decoding.scheduler import Progress, Scheduler
 from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.errors import UserError, one_line
+from jakiro_serve.errors import RefusedError
 
 
 class QueueFullError(Exception):
@@ -59,8 +60,11 @@ class Worker:
         self._inbox.put(("stop", None))
         self._thread.join()
 
-    def submit(self, sequences: Sequence[TokenSequence]) -> Request:
+    def submit(self, sequences: Sequence[TokenSequence], seconds: float | None = None) -> Request:
         """Begin the answers of one request; call from the event loop.
+
+        Args:
+            seconds: what they may take in all; the iteration raises RefusedError then
 
         Raises:
             QueueFullError: there is no room for them
@@ -73,7 +77,11 @@ class Worker:
         for ticket in tickets:
             self._live.add(ticket)
             self._inbox.put(("add", ticket))
-        return Request(self, tickets, chunks)
+        timer = None
+        if seconds is not None:
+            expired = RefusedError(504, f"The answer took longer than {seconds:g} seconds, the most it may here.", code="timeout")
+            timer = loop.call_later(seconds, chunks.put_nowait, (0, expired))
+        return Request(self, tickets, chunks, timer)
 
     def release(self, tickets: Sequence[Ticket]) -> None:
         """Forget answers, and cancel those that are not finished; call from the event loop."""
@@ -119,15 +127,21 @@ class Request:
     """The answers of one request while they come: iterate over (index, progress); leaving the context cancels what is left."""
 
     def __init__(
-        self, worker: Worker, tickets: Sequence[Ticket], chunks: asyncio.Queue[tuple[int, Progress | Exception]]
+        self,
+        worker: Worker,
+        tickets: Sequence[Ticket],
+        chunks: asyncio.Queue[tuple[int, Progress | Exception]],
+        timer: asyncio.TimerHandle | None,
     ) -> None:
-        self._worker, self._tickets, self._chunks = worker, tickets, chunks
+        self._worker, self._tickets, self._chunks, self._timer = worker, tickets, chunks, timer
         self._open = len(tickets)
 
     def __enter__(self) -> Request:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._worker.release(self._tickets)
 
     def __aiter__(self) -> Request:

@@ -10,10 +10,8 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,8 @@ from typing import Any, NamedTuple
 
 import click
 from click.testing import CliRunner
+
+from serving import start, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(
@@ -112,8 +112,7 @@ class Reader:
                     raise Failed(f"{where}: {traceback.format_exc(limit=-3)}\n{block.text}") from error
         finally:
             for server in self.servers:
-                server.terminate()
-                server.wait(60)
+                stop(server)
             self.servers.clear()
 
     def _run(self, block: Block, where: str, names: dict[str, Any]) -> None:
@@ -162,17 +161,10 @@ class Reader:
         """A server in the background, for the rest of the page; back when it listens."""
         port = int(words[words.index("--port") + 1])
         module = str(getattr(console_scripts()[words[0]].callback, "__module__", ""))
-        path = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
-        command = [sys.executable, "-m", module, *words[1:]]
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
-        self.servers.append(server)
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
-            if server.poll() is not None:
-                raise Failed(f"{' '.join(words)} ended with {server.returncode}")
-            time.sleep(0.1)
-        raise Failed(f"{' '.join(words)} does not listen")
+        try:
+            self.servers.append(start([word for word in words[1:] if word not in ("--port", str(port))], port, module))
+        except RuntimeError as error:
+            raise Failed(str(error)) from error
 
     def _make(self, arguments: Sequence[str]) -> None:
         """A target: make knows it, and the Python programs that it starts run on the engine here."""

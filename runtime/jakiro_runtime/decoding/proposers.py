@@ -13,7 +13,7 @@ from jakiro_runtime.backends import Array, Memory
 from jakiro_runtime.bundle import Bundle
 from jakiro_runtime.decoding.draft_runner import DraftRunner
 from jakiro_runtime.decoding.ngram import NO_PROPOSAL, NGramProposer, Proposal
-from jakiro_runtime.decoding.node_budget import FixedBudget, NodeBudget
+from jakiro_runtime.decoding.node_budget import FixedBudget, NodeBudget, mean_probs
 from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.decoding.stats import RoundCounts
 from jakiro_runtime.decoding.tree import AcceptedPath, DraftTree, merge_chain, subtree, top_nodes
@@ -88,13 +88,22 @@ class _HeadTree(NamedTuple):
     scores: Array
 
 
+class _MergedTree(NamedTuple):
+    """The head's nodes, `drafted` of them, and n-grams' after them, [nodes] each. probs: None where all are verified."""
+
+    tokens: list[int]
+    parents: list[int]
+    probs: list[float] | None
+    drafted: int
+
+
 class TreeProposer:
     """Trees of the draft head and of n-grams, merged and cut to the nodes that are worth their rows.
 
     Args:
         chunk: rows of a prompt that are drafted after in one call
         nodes: verify only the best of every tree, no more than the engine drafts; None verifies as many as are worth their rows
-            where the engine was exported with --tree auto and decodes one sequence, and all of them elsewhere
+            where the engine was exported with --tree auto, and all of them elsewhere
         ngrams: propose what followed the last tokens where they stood before, too
     """
 
@@ -120,15 +129,18 @@ class TreeProposer:
         chains = self._chains = self._ngram_chains(len(sequences), capacity)
         self._drafted = self._should_draft(chains)
         drafts: Sequence[_HeadTree | None] = self._draft(sequences) if self._drafted else [None] * len(sequences)
-        return [
-            self._cut(draft, chain, sequence.constraint, capacity)
-            for draft, chain, sequence in zip(drafts, chains, sequences, strict=True)
-        ]
+        merged = [self._merged(draft, chain) for draft, chain in zip(drafts, chains, strict=True)]
+        ranked = [tree.probs for tree in merged if tree.probs is not None]
+        count = self.budget.count(mean_probs(ranked), capacity) if len(ranked) == len(merged) else self.budget.most
+        return [self._cut(tree, count, sequence.constraint) for tree, sequence in zip(merged, sequences, strict=True)]
 
     def _ngram_chains(self, count: int, capacity: int) -> list[Proposal]:
         """What may come next in each sequence, as far as it is worth verifying."""
         chains = [ngrams.propose(self.budget.most) for ngrams in self._ngrams] or [NO_PROPOSAL] * count
-        return [chain.first(self.budget.count(chain.acceptance_probs, capacity)) if chain.tokens else chain for chain in chains]
+        if not any(chain.tokens for chain in chains):
+            return chains
+        count = self.budget.count(mean_probs([chain.acceptance_probs for chain in chains]), capacity)
+        return [chain.first(count) if chain.tokens else chain for chain in chains]
 
     def _should_draft(self, chains: Sequence[Proposal]) -> bool:
         """Not where chains cannot be bettered, nor where drafts of late were not worth their time."""
@@ -150,31 +162,39 @@ class TreeProposer:
         trees = zip(output.tokens.tolist(), output.parents.tolist(), strict=True)
         return [_HeadTree(*tree, output.scores[number]) for number, tree in enumerate(trees)]
 
-    def _cut(self, draft: _HeadTree | None, chain: Proposal, constraint: Constraint | None, capacity: int) -> DraftTree:
-        """What is worth verifying of a drafted tree and a chain: the best nodes, and of these what the constraint allows."""
+    def _merged(self, draft: _HeadTree | None, chain: Proposal) -> _MergedTree:
+        """A drafted tree and a chain as one tree."""
         tokens, parents = (draft.tokens, draft.parents) if draft else ([], [])
         drafted = len(tokens)
-        kept: Sequence[int] = range(drafted)
-        if chain.tokens or not self.budget.takes_all(drafted):
-            probs = self.budget.acceptance_probs(np.asarray(draft.scores)) if draft else []
-            if chain.tokens:
-                merge_chain(tokens, parents, probs, *chain)
-            kept = top_nodes(probs, parents, self.budget.count(sorted(probs, reverse=True), capacity))
+        if not chain.tokens and self.budget.takes_all(drafted):
+            return _MergedTree(tokens, parents, None if drafted else [], drafted)
+        probs = self.budget.acceptance_probs(np.asarray(draft.scores)) if draft else []
+        if chain.tokens:
+            merge_chain(tokens, parents, probs, *chain)
+        return _MergedTree(tokens, parents, probs, drafted)
+
+    def _cut(self, tree: _MergedTree, count: int, constraint: Constraint | None) -> DraftTree:
+        """The best `count` nodes of a tree, and of these what the constraint allows."""
+        tokens, parents = tree.tokens, tree.parents
+        kept: Sequence[int] = range(len(tokens)) if tree.probs is None else top_nodes(tree.probs, parents, count)
         if constraint is not None:
             kept = _allowed(tokens, parents, kept, constraint)
         if len(kept) < len(tokens):
             tokens, parents = subtree(tokens, parents, kept)
-        return DraftTree(tokens, parents, bisect_left(kept, drafted))
+        return DraftTree(tokens, parents, bisect_left(kept, tree.drafted))
 
     def extend(self, features: Array, rows: Sequence[Sequence[int]]) -> None:
         self.draft.append_features(features, rows)  # where nothing was drafted, the next draft continues from these rows too
 
     def observe(self, trees: Sequence[DraftTree], accepted: Sequence[AcceptedPath], capacity: int) -> list[RoundCounts]:
-        tree, gained = trees[0], accepted[0].tokens  # a measured budget is for one sequence, others learn nothing
+        count = len(trees)
         if self._drafted:
-            self.budget.observe_acceptance(tree.from_head, len(gained) - 1 - self._chains[0].matches(gained[:-1]), capacity)
+            gains = zip(accepted, self._chains, strict=True)
+            beyond = sum(len(path.tokens) - 1 - chain.matches(path.tokens[:-1]) for path, chain in gains)
+            self.budget.observe_acceptance(sum(tree.from_head for tree in trees) / count, beyond / count, capacity)
         if self._use_ngrams:
-            self.budget.observe_throughput(len(tree.tokens), len(gained), self._drafted, capacity)
+            nodes, gained = max(len(tree.tokens) for tree in trees), sum(len(path.tokens) for path in accepted)
+            self.budget.observe_throughput(nodes, gained / count, self._drafted, capacity)
         return [
             RoundCounts(len(tree.tokens), self._drafted, bisect_right(path.rows, tree.from_head) - 1)
             for tree, path in zip(trees, accepted, strict=True)
@@ -189,18 +209,18 @@ class TreeProposer:
         before = len(self.draft.cache.lengths)
         self._ngrams = [proposer._ngrams[number] for proposer, number in ours] if self._use_ngrams else []
         self.draft.assemble([(proposer.draft, number) for proposer, number in ours])
-        if (before > 1) != (len(ours) > 1):  # a measured budget is for one sequence
+        if before != len(ours):  # what rows cost depends on the batch
             self.budget = self._new_budget(len(ours))
             self.row_counts = self.budget.row_counts
 
 
 def _budget(bundle: Bundle, batch: int, nodes: int | None, ngrams: bool) -> FixedBudget | NodeBudget:
     plan, drafted = bundle.manifest.tree, bundle.manifest.draft.nodes
-    if plan is None or nodes is not None or batch > 1:
+    if plan is None or nodes is not None:
         return FixedBudget(min(nodes or drafted, drafted))
     # n-grams may be worth more rows than a tree has; graphs that were built for fixed shapes take no more
     most = max(drafted, _NGRAM_NODES) if ngrams and bundle.flexible_rows else drafted
-    return NodeBudget(plan, drafted, most)
+    return NodeBudget(plan, drafted, most, batch)
 
 
 def call_spans(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,6 +74,7 @@ class TokenSequence:
         sampling: how tokens are drawn; greedy by default
         stop: the answer ends where one of these strings appears
         grammar: what the answer must look like
+        shown: special tokens, by their strings, that the text shows
         max_new_tokens: the most tokens of the answer
 
     tokens: prompt and answer so far
@@ -90,6 +91,7 @@ class TokenSequence:
         sampling: Sampling | None = None,
         stop: Sequence[str] | str = (),
         grammar: Grammar | None = None,
+        shown: Collection[str] = (),
     ) -> None:
         self.tokens = _checked_prompt(bundle, prompt)
         if max_new_tokens < 1:
@@ -100,7 +102,7 @@ class TokenSequence:
         self.constraint: Constraint | None = grammar.start() if grammar is not None else None
         model = bundle.manifest.model
         self._sampler = Sampler(sampling or Sampling(), bundle.eos_token_ids, model.vocab_size, self.constraint)
-        self._text = TextStream(bundle.tokenizer, [stop] if isinstance(stop, str) else list(stop))
+        self._text = TextStream(bundle.tokenizer, [stop] if isinstance(stop, str) else list(stop), shown)
         self._eos, self._limit, self._room = bundle.eos_token_ids, max_new_tokens, model.max_context - len(self.tokens)
 
     @property

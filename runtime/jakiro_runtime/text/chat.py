@@ -33,6 +33,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | Mapping[str, str], tokens: Mapping[str, str]) -> None:
         sources = {_DEFAULT: source} if isinstance(source, str) else source
+        self._sources = dict(sources)
         self._templates = {name: _compiled(text) for name, text in sources.items()}
         self._tokens = dict(tokens)
 
@@ -67,6 +68,13 @@ class ChatTemplate:
                 tokens[name] = value
         return ChatTemplate(sources, tokens) if sources else None
 
+    def source(self, tools: bool = False) -> str:
+        """The template for conversations with tools, or without; empty where there is none."""
+        return self._sources.get(self._name(tools), "")
+
+    def _name(self, tools: bool) -> str:
+        return _TOOL_USE if tools and _TOOL_USE in self._templates else _DEFAULT
+
     def render(
         self,
         messages: Sequence[Message],
@@ -85,7 +93,7 @@ class ChatTemplate:
         Raises:
             ConversationError: the template refuses the conversation, fails, or does more than any prompt needs
         """
-        name = _TOOL_USE if tools is not None and _TOOL_USE in self._templates else _DEFAULT
+        name = self._name(tools is not None)
         if name not in self._templates:
             raise ConversationError(
                 f"The model has no default chat template, only {', '.join(sorted(self._templates))}; give prompts as they stand."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
@@ -16,11 +16,12 @@ class TextStream:
     text leaves out.
 
     stops: the answer ends where one of these appears; it is not part of the text
+    shown: special tokens, by their strings, that are text like any other
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), shown: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._special = special_tokens(tokenizer)
+        self._special = {number: text for number, text in special_tokens(tokenizer).items() if text not in shown}
         self._detokenizer = Detokenizer(tokenizer, frozenset(self._special.values()))
         self._stops = [stop for stop in stops if stop]
         self._held: list[tuple[str, bool]] = []  # characters, and whether they are shown

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
+import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,38 +20,22 @@ import pytest
 
 from answers import plain
 from jakiro_runtime import Engine, Sampling
-from paths import ROOT
+from serving import serving
 
 KEY = "secret"
 TALK = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
 @contextmanager
-def serving(engine: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([str(ROOT / "runtime"), str(ROOT)])
-    command = [sys.executable, "-m", "jakiro_serve.cli", "--engine", str(engine), "--port", str(port), *options]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, "JAKIRO_API_KEY": KEY})
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert process.poll() is None, "the server ended"
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield url, process
-    finally:
-        process.terminate()
-        process.wait(60)
+def served(engine: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with serving(["--engine", str(engine), *options], JAKIRO_API_KEY=KEY) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def url(tiny_engine: Path) -> Iterator[str]:
-    with serving(tiny_engine, "--max-running", "3", "--max-waiting", "20", "--max-body", "20000") as (url, _):
+    limits = ("--max-running", "3", "--max-waiting", "20", "--max-body", "20000", "--body-seconds", "1")
+    with served(tiny_engine, *limits, "--cors-origin", "https://a.example") as (url, _):
         yield url
 
 
@@ -161,7 +144,8 @@ def test_response_format_gives_json(client: openai.OpenAI, model: str) -> None:
     [
         ({"model": "other"}, 404, "no model 'other' here"),
         ({"temperature": -1}, 400, "temperature is not valid"),
-        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools.0.function is not valid"),
+        ({"functions": []}, 400, "functions is not supported"),
         ({"messages": []}, 400, "messages is not valid"),
         ({"messages": [{"role": "user", "content": "x" * 19000}]}, 400, "context is"),
         ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "larger than 20000 bytes"),
@@ -204,22 +188,85 @@ def test_errors_are_those_of_the_client(url: str, client: openai.OpenAI, model: 
     assert 0 < len(refused) < 4
 
 
-def test_a_client_that_leaves_ends_its_answer(url: str, client: openai.OpenAI, model: str) -> None:
-    def running() -> int:
-        text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-        return sum(int(float(re.search(rf"^jakiro_{name} (.*)$", text, re.M)[1])) for name in ("running", "waiting"))
+def busy(url: str) -> int:
+    """Answers that are decoded or wait."""
+    text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    return sum(int(float(re.search(rf"^jakiro_{name} (.*)$", text, re.M)[1])) for name in ("running", "waiting"))
 
+
+def idle(url: str) -> bool:
+    """Whether everything ends within 20 seconds."""
+    until = time.monotonic() + 20
+    while busy(url) and time.monotonic() < until:
+        time.sleep(0.1)
+    return busy(url) == 0
+
+
+def test_a_client_that_leaves_ends_its_answer(url: str, client: openai.OpenAI, model: str) -> None:
     forever = {"max_tokens": None, "logit_bias": {"2": -1e9}, "n": 6}
     stream = ask(client, model, **forever, stream=True)
     next(iter(stream))
-    assert running() == 6
+    assert busy(url) == 6
     stream.close()
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=0.3), model, **forever)
-    until = time.monotonic() + 20
-    while running() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert running() == 0
+    assert idle(url)
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 10)
+
+
+def request_bytes(body: bytes, length: int | None = None) -> bytes:
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: a",
+        f"Authorization: Bearer {KEY}",
+        f"Content-Length: {length or len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def test_clients_that_leave_at_once_leave_nothing_behind(url: str, client: openai.OpenAI, model: str) -> None:
+    """Whenever they leave: before the server has read them, before its first event, or after; by FIN or by RST."""
+    forever = {"messages": TALK, "logit_bias": {"2": -1e9}, "n": 3}
+    for attempt in range(60):
+        sent = request_bytes(json.dumps({**forever, "stream": attempt % 3 > 0}).encode())
+        with connect(url) as one:
+            if attempt % 2:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            one.sendall(sent)
+            time.sleep(0.001 * (attempt % 12))
+    assert idle(url)
+    calls = [ask(client, model, n=16), ask(client, model)]  # 23 places, none is lost
+    assert [len(call.choices) for call in calls] == [16, 1]
+    with ThreadPoolExecutor(23) as pool:
+        assert all(pool.map(lambda _: ask(client, model, max_tokens=3).choices, range(23)))
+
+
+def test_a_slow_body_is_refused(url: str) -> None:
+    with connect(url) as one:
+        one.sendall(request_bytes(b'{"messages"', 1000))
+        begun = time.monotonic()
+        reply = ""
+        while not reply.endswith("}}"):
+            reply += one.recv(4096).decode()
+    assert reply.startswith("HTTP/1.1 408 ")
+    assert "did not arrive within 1 seconds" in reply
+    assert 0.8 < time.monotonic() - begun < 10
+
+
+def test_only_pages_of_allowed_origins_may_call(url: str) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    allowed, other = (
+        httpx.options(f"{url}/v1/chat/completions", headers={"Origin": origin, **asked})
+        for origin in ("https://a.example", "https://b.example")
+    )
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
+    read = httpx.get(f"{url}/health", headers={"Origin": "https://a.example"})
+    assert read.headers["access-control-allow-origin"] == "https://a.example"
 
 
 def test_a_stream_shows_the_tree_of_each_round_on_request(client: openai.OpenAI, model: str) -> None:
@@ -241,7 +288,7 @@ def test_the_page_asks_nobody_else(url: str) -> None:
 
 
 def test_sigterm_lets_a_begun_answer_end(tiny_engine: Path) -> None:
-    with serving(tiny_engine) as (url, process):
+    with served(tiny_engine) as (url, process):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
         model = client.models.list().data[0].id
         stream = iter(ask(client, model, max_tokens=200, logit_bias={"2": -1e9}, stream=True))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from answers import plain, run
 from jakiro_runtime import Engine, EngineError, Sampling
 from jakiro_runtime.decoding import decoder
-from jakiro_runtime.decoding.node_budget import NodeBudget
+from jakiro_runtime.decoding.node_budget import NodeBudget, mean_probs
 from jakiro_runtime.format.manifest import Manifest
 from jakiro_runtime.format.tree_plan import TreePlan
 from oracle import with_oracle
@@ -180,3 +180,32 @@ def test_guesses_may_have_more_rows_than_the_tree(engine: Engine) -> None:
     text = [*prompt, *answer, *prompt]  # what follows the prompt stood there before
     assert run(session, text, 40).tokens == plain(engine, text, 40).tokens
     assert max(np.flatnonzero(session.stats.accepted), default=0) + 1 <= 15
+
+
+def test_a_batch_verifies_what_its_rows_are_worth_to_all_of_it() -> None:
+    def count(batch: int, *trees: float) -> int:
+        budget = NodeBudget(make_plan(), 12, 12, batch)
+        return budget.count(mean_probs([budget.acceptance_probs(np.full(12, score)) for score in trees]), 256)
+
+    assert count(1, -2.0) == 12
+    assert count(64, -2.0) == 0, "a row of 64 sequences costs 32 ms"
+    assert count(64, -0.1) == 12
+    assert count(2, -0.1, -8.0) == 12
+    assert count(64, -1.5) > 0
+    assert count(64, -1.5, -8.0) == 0, "half of the batch pays for rows that it does not need"
+
+
+def test_batches_with_measured_costs_answer_as_each_alone(engine: Engine, prompts: list[list[int]]) -> None:
+    alone = [plain(engine, prompt, 24) for prompt in prompts]
+    truths = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, alone, strict=True)]
+    verified = []
+    for dear in (0.1, 1000.0):
+        plan = make_plan()
+        costs = {slots: [dear * each for each in range(10, 10 + len(plan.rows))] for slots in plan.target_ms}
+        expert = with_oracle(engine, truths)
+        manifest = replace(expert.manifest, tree=replace(plan, target_ms=costs, draft_ms=0.0 if dear < 1 else 1e6))
+        measured = Engine(expert.bundle.replace(manifest=manifest))
+        results = measured.generate(prompts, max_new_tokens=24)
+        assert [result.tokens for result in results] == [answer.tokens for answer in alone]
+        verified.append(sum(result.stats.verified for result in results))
+    assert verified[0] > verified[1]
