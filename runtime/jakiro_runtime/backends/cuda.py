@@ -20,6 +20,8 @@ from jakiro_runtime.errors import EngineError
 from jakiro_runtime.format.manifest import Manifest
 
 _PROVIDER = "CUDAExecutionProvider"
+# float32 is float32: by default this provider multiplies its matrices with ten bits after the point
+_OPTIONS = {"use_tf32": "0"}
 
 
 def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOptions) -> LoadedGraphs:
@@ -41,7 +43,7 @@ def open_graphs(folder: Path, manifest: Manifest, name: str, options: BackendOpt
     settings = session_options(ort, options.threads)
     graphs = []
     for graph in ("target", "draft"):
-        session = open_session(ort, folder / manifest.graphs[graph], settings, [_PROVIDER, "CPUExecutionProvider"])
+        session = open_session(ort, folder / manifest.graphs[graph], settings, [(_PROVIDER, _OPTIONS), "CPUExecutionProvider"])
         if session.get_providers()[0] != _PROVIDER:  # it falls back without a word
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} does not start on this GPU; its CUDA and cuDNN must match: pip install "

@@ -25,7 +25,7 @@ class Session:
     bound: list[tuple[str, str, Any]]
 
     def __init__(self, path: str, options: Any, providers: list[str]) -> None:
-        assert providers[0] == "CUDAExecutionProvider"
+        assert providers[0] == ("CUDAExecutionProvider", {"use_tf32": "0"})  # float32 products are float32's
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
 
