@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from jakiro_runtime import kernels
 from jakiro_runtime.decoding.stats import Stats
+from jakiro_runtime.sampling import Sampling, TokenLogprob
 from paths import ROOT
 
 SOURCES = ROOT / "runtime" / "cpp"
 ONNXRUNTIME = Path(onnxruntime.__file__).parent
-REASONS = {1: "eos", 2: "length", 3: "context", 4: "cancelled"}
+REASONS = {1: "eos", 2: "length", 3: "context", 4: "cancelled", 5: "constraint"}
 _DEPTHS = 16
 
 c_size, c_int, c_long, c_double, c_text, c_void = (
@@ -44,7 +46,7 @@ def missing() -> str | None:
 def build(folder: Path, *options: str) -> Path:
     """The library, compiled from the sources into a folder. Kernels are those that Python compiled on this machine."""
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    quick = ["-DJAKIRO_KERNELS=OFF", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"]
+    quick = ["-DJAKIRO_KERNELS=OFF", "-DJAKIRO_TESTS=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"]
     command = ["cmake", "-S", str(SOURCES), "-B", str(folder), *generator, *quick, *options]
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(folder), "-j", "2"], check=True, capture_output=True)
@@ -97,12 +99,52 @@ class SessionOptions(Sized):
     _fields_ = [("size", c_size), ("no_speculation", c_int), ("no_lookup", c_int), ("chunk", c_int), ("nodes", c_int)]
 
 
+class Bias(ctypes.Structure):
+    _fields_ = [("token", c_int), ("bias", c_double)]
+
+
+HOOK = ctypes.CFUNCTYPE(None, ctypes.POINTER(c_int), c_size, ctypes.POINTER(c_double), c_size, c_void)
+
+
 class GenerateOptions(Sized):
-    _fields_ = [("size", c_size), ("max_new_tokens", c_int)]
+    _fields_ = [
+        ("size", c_size),
+        ("max_new_tokens", c_int),
+        ("min_new_tokens", c_int),
+        ("temperature", c_double),
+        ("top_k", c_int),
+        ("logprobs", c_int),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+        ("seed", ctypes.c_uint64),
+        ("logit_bias", ctypes.POINTER(Bias)),
+        ("logit_bias_count", c_size),
+        ("logits_hook", c_void),
+        ("logits_hook_user", c_void),
+        ("top_logprobs", c_int),
+    ]
+
+
+class Candidate(ctypes.Structure):
+    _fields_ = [("token", c_int), ("logprob", c_double)]
+
+
+class LogprobStruct(ctypes.Structure):
+    _fields_ = [("token", c_int), ("logprob", c_double), ("top", ctypes.POINTER(Candidate)), ("top_count", c_size)]
+
+    def value(self) -> TokenLogprob:
+        return TokenLogprob(self.token, self.logprob, [(each.token, each.logprob) for each in self.top[: self.top_count]])
 
 
 class ChunkStruct(Sized):
-    _fields_ = [("size", c_size), ("tokens", ctypes.POINTER(c_int)), ("token_count", c_size), ("finish_reason", c_int)]
+    _fields_ = [
+        ("size", c_size),
+        ("tokens", ctypes.POINTER(c_int)),
+        ("token_count", c_size),
+        ("finish_reason", c_int),
+        ("logprobs", ctypes.POINTER(LogprobStruct)),
+    ]
 
 
 _COUNTS = ("prompt_tokens", "reused_tokens", "new_tokens", "rounds", "drafts", "verified", "from_ngrams")
@@ -131,6 +173,25 @@ class NativeError(Exception):
         self.code = code
 
 
+def generate_options(most: int, sampling: Sampling) -> GenerateOptions:
+    """What the C interface takes for these settings; at most one processor, which becomes the hook."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "seed")
+    options = GenerateOptions(max_new_tokens=most, **{name: getattr(sampling, name) for name in names})
+    biases = (Bias * len(sampling.logit_bias))(*(Bias(*each) for each in sampling.logit_bias.items()))
+    options.logit_bias, options.logit_bias_count = biases, len(biases)
+    if sampling.logprobs is not None:
+        options.logprobs, options.top_logprobs = 1, sampling.logprobs
+    for processor in sampling.processors:
+
+        def hook(tokens: Any, count: int, scores: Any, vocab: int, _: Any, rule: Any = processor) -> None:
+            view = np.ctypeslib.as_array(scores, (vocab,))
+            view[:] = rule(tokens[:count], view.copy())
+
+        options.kept = HOOK(hook)  # ctypes keeps no reference of its own
+        options.logits_hook = ctypes.cast(options.kept, c_void)
+    return options
+
+
 @dataclass
 class Answer:
     """A whole answer, as `GenerationResult` has it; chunks: the tokens of each round."""
@@ -138,6 +199,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     finish_reason: str = ""
     chunks: list[list[int]] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     stats: StatsStruct = field(default_factory=StatsStruct)
 
 
@@ -157,6 +219,12 @@ _GIVE_STATUS = (
     "session_reset",
     "session_get_stats",
 )
+
+
+def same(python: Any, cpp: Answer) -> bool:
+    """Whether two answers agree in tokens, end and counts."""
+    found = (cpp.tokens, cpp.finish_reason, counts(cpp.stats))
+    return found == (python.tokens, python.finish_reason, counts(python.stats))
 
 
 class Library:
@@ -221,7 +289,11 @@ class NativeSession:
         self._engine: NativeEngine | None = engine
 
     def generate(
-        self, prompt: Sequence[int], most: int = 40, on_chunk: Callable[[list[int]], bool] = lambda tokens: True
+        self,
+        prompt: Sequence[int],
+        most: int = 40,
+        on_chunk: Callable[[list[int]], bool] = lambda tokens: True,
+        sampling: Sampling | None = None,
     ) -> Answer:
         """A whole answer. on_chunk: gets the tokens of each round; False stops."""
         answer = Answer()
@@ -230,9 +302,11 @@ class NativeSession:
             tokens = chunk.contents.tokens[: chunk.contents.token_count]
             answer.chunks.append(tokens)
             answer.tokens += tokens
+            if chunk.contents.logprobs:
+                answer.logprobs += [each.value() for each in chunk.contents.logprobs[: len(tokens)]]
             return 0 if on_chunk(tokens) else 1
 
-        options, reason = GenerateOptions(max_new_tokens=most), ctypes.c_int()
+        options, reason = generate_options(most, sampling or Sampling()), ctypes.c_int()
         self.library.call(
             "session_generate",
             self.pointer,

@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "bundle.h"
 #include "errors.h"
@@ -104,6 +105,62 @@ DecoderOptions decoder_options(const jakiro_session_options& given) {
   return options;
 }
 
+Sampling sampling_of(const jakiro_generate_options& given) {
+  require(given.logit_bias != nullptr || given.logit_bias_count == 0, "logit_bias");
+  Sampling sampling;
+  sampling.temperature = given.temperature;
+  sampling.top_k = given.top_k;
+  if (given.top_p != 0) sampling.top_p = given.top_p;
+  sampling.min_p = given.min_p;
+  if (given.repetition_penalty != 0) sampling.repetition_penalty = given.repetition_penalty;
+  for (size_t place = 0; place < given.logit_bias_count; ++place) {
+    sampling.logit_bias[given.logit_bias[place].token] = given.logit_bias[place].bias;
+  }
+  sampling.min_new_tokens = given.min_new_tokens;
+  if (given.logprobs != 0) sampling.logprobs = given.top_logprobs;
+  sampling.seed = given.seed;
+  if (given.logits_hook != nullptr) {
+    sampling.hook = [hook = given.logits_hook, user = given.logits_hook_user](const Tokens& prefix, std::vector<double>& scores) {
+      hook(prefix.data(), prefix.size(), scores.data(), scores.size(), user);
+    };
+  }
+  return sampling;
+}
+
+GenerateOptions generate_options(const jakiro_generate_options& given) {
+  GenerateOptions options;
+  if (given.max_new_tokens != 0) options.max_new_tokens = given.max_new_tokens;
+  options.sampling = sampling_of(given);
+  return options;
+}
+
+// A chunk as the callback sees it.
+class ShownChunk {
+ public:
+  explicit ShownChunk(const GenerationChunk& chunk) {
+    std::vector<size_t> firsts;
+    for (const TokenLogprob& each : chunk.logprobs) {
+      firsts.push_back(top_.size());
+      for (const auto& [token, logprob] : each.top) top_.push_back({token, logprob});
+    }
+    for (size_t place = 0; place < firsts.size(); ++place) {
+      const TokenLogprob& each = chunk.logprobs[place];
+      logprobs_.push_back({each.token, each.logprob, top_.data() + firsts[place], each.top.size()});
+    }
+    shown.size = sizeof(jakiro_chunk);
+    shown.tokens = chunk.tokens.data();
+    shown.token_count = chunk.tokens.size();
+    shown.finish_reason = chunk.finish_reason;
+    shown.logprobs = logprobs_.empty() ? nullptr : logprobs_.data();
+  }
+
+  jakiro_chunk shown{};
+
+ private:
+  std::vector<jakiro_candidate> top_;
+  std::vector<jakiro_token_logprob> logprobs_;
+};
+
 }  // namespace
 
 const char* jakiro_version(void) { return JAKIRO_VERSION; }
@@ -165,11 +222,11 @@ jakiro_status* jakiro_session_generate(jakiro_session* session, const int32_t* p
     require(prompt != nullptr || prompt_count == 0, "prompt");
     require(callback != nullptr, "callback");
     const auto given = versioned(options, "jakiro_generate_options");
-    const int64_t most = given.max_new_tokens != 0 ? given.max_new_tokens : 512;
-    const auto ended = session->session.generate(Tokens(prompt, prompt + prompt_count), most, [&](const GenerationChunk& chunk) {
-      const jakiro_chunk shown{sizeof(jakiro_chunk), chunk.tokens.data(), chunk.tokens.size(), chunk.finish_reason};
-      return callback(&shown, user) == 0;
-    });
+    const auto receive = [&](const GenerationChunk& chunk) {
+      const ShownChunk copy(chunk);
+      return callback(&copy.shown, user) == 0;
+    };
+    const auto ended = session->session.generate(Tokens(prompt, prompt + prompt_count), generate_options(given), receive);
     if (reason != nullptr) *reason = ended;
   });
 }

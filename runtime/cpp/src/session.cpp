@@ -32,9 +32,9 @@ double seconds_since(Clock::time_point started) { return std::chrono::duration<d
 Session::Session(std::shared_ptr<const Bundle> bundle, const DecoderOptions& options)
     : bundle_(std::move(bundle)), decoder_(*bundle_, options) {}
 
-jakiro_finish_reason Session::generate(Tokens prompt, int64_t max_new_tokens, const ChunkCallback& callback) {
+jakiro_finish_reason Session::generate(Tokens prompt, const GenerateOptions& options, const ChunkCallback& callback) {
   const Busy busy(busy_);
-  TokenSequence sequence(*bundle_, std::move(prompt), max_new_tokens);
+  TokenSequence sequence(*bundle_, std::move(prompt), options);
   cancelled_ = false;
   sequence.stats.reused_tokens = decoder_.reuse(tokens_, sequence.tokens());
   tokens_.clear();  // what the caches stand for is unknown until the answer ends

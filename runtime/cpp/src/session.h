@@ -21,7 +21,7 @@ class Session {
   Session(std::shared_ptr<const Bundle> bundle, const DecoderOptions& options);
 
   // Answer a prompt, a chunk a round. What the prompt shares with the conversation so far is not processed again. Why it ended.
-  jakiro_finish_reason generate(Tokens prompt, int64_t max_new_tokens, const ChunkCallback& callback);
+  jakiro_finish_reason generate(Tokens prompt, const GenerateOptions& options, const ChunkCallback& callback);
 
   // End the answer that is being generated, from any thread; it ends after the call of a graph that is running.
   void cancel() { cancelled_ = true; }

@@ -10,15 +10,10 @@ import pytest
 import native
 from answers import run
 from jakiro_runtime import Engine
+from native import same
 
 OPTIONS: list[dict[str, Any]] = [{}, {"speculate": False}, {"nodes": 5}, {"lookup": False}, {"chunk": 7}]
 REPEATING = [5, 6, 7, 9] * 15
-
-
-def same(python: Any, cpp: native.Answer) -> bool:
-    """Whether two answers agree in tokens, end and counts."""
-    found = (cpp.tokens, cpp.finish_reason, native.counts(cpp.stats))
-    return found == (python.tokens, python.finish_reason, native.counts(python.stats))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

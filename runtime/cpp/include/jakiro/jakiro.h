@@ -93,25 +93,63 @@ JAKIRO_API jakiro_status* jakiro_session_create(const jakiro_engine* engine, con
                                                 jakiro_session** session);
 JAKIRO_API void jakiro_session_free(jakiro_session* session);
 
+typedef struct jakiro_logit_bias {
+  int32_t token;
+  double bias; /* added to its score; -1e9 forbids it */
+} jakiro_logit_bias;
+
+/* A rule of the caller's, which changes scores before temperature. tokens: prompt, answer so far and the path in the tree. Its
+ * result must depend on these arguments alone: that keeps the answer the same with speculation and without. */
+typedef void (*jakiro_logits_hook)(const int32_t* tokens, size_t token_count, double* scores, size_t vocab_size, void* user);
+
+/* Zeros are greedy decoding. */
 typedef struct jakiro_generate_options {
   size_t size;
-  int32_t max_new_tokens; /* 0: 512 */
+  int32_t max_new_tokens;    /* 0: 512 */
+  int32_t min_new_tokens;    /* no end of sequence before the answer has this many tokens */
+  double temperature;        /* 0 takes the best token; otherwise scores are divided by it and a token is drawn */
+  int32_t top_k;             /* draw among the k best; 0: all */
+  int32_t logprobs;          /* 1: report the log-probability of each token */
+  double top_p;              /* draw among the fewest tokens that hold this much probability; 0: all */
+  double min_p;              /* draw among tokens at least this probable, relative to the best one */
+  double repetition_penalty; /* scores of tokens that occurred are divided (above 0) or multiplied (below) by it; 0: none */
+  uint64_t seed;             /* the same seed gives the same answer, with speculation and without */
+  const jakiro_logit_bias* logit_bias;
+  size_t logit_bias_count;
+  jakiro_logits_hook logits_hook; /* NULL: none */
+  void* logits_hook_user;
+  int32_t top_logprobs; /* with logprobs: of this many best tokens too */
 } jakiro_generate_options;
 
 typedef enum jakiro_finish_reason {
-  JAKIRO_FINISH_NONE = 0,     /* the answer goes on */
-  JAKIRO_FINISH_EOS = 1,      /* a token that ends answers */
-  JAKIRO_FINISH_LENGTH = 2,   /* max_new_tokens */
-  JAKIRO_FINISH_CONTEXT = 3,  /* the engine's limit */
-  JAKIRO_FINISH_CANCELLED = 4 /* the callback or jakiro_session_cancel */
+  JAKIRO_FINISH_NONE = 0,      /* the answer goes on */
+  JAKIRO_FINISH_EOS = 1,       /* a token that ends answers */
+  JAKIRO_FINISH_LENGTH = 2,    /* max_new_tokens */
+  JAKIRO_FINISH_CONTEXT = 3,   /* the engine's limit */
+  JAKIRO_FINISH_CANCELLED = 4, /* the callback or jakiro_session_cancel */
+  JAKIRO_FINISH_CONSTRAINT = 5 /* the rules allow no token */
 } jakiro_finish_reason;
+
+typedef struct jakiro_candidate {
+  int32_t token;
+  double logprob;
+} jakiro_candidate;
+
+/* Natural log-probability of a token under the target, before any rule; and of the best ones, best first. */
+typedef struct jakiro_token_logprob {
+  int32_t token;
+  double logprob;
+  const jakiro_candidate* top;
+  size_t top_count;
+} jakiro_token_logprob;
 
 /* What one round brought; valid during the callback. */
 typedef struct jakiro_chunk {
   size_t size;
   const int32_t* tokens;
   size_t token_count;
-  jakiro_finish_reason finish_reason; /* JAKIRO_FINISH_NONE but for the last chunk */
+  jakiro_finish_reason finish_reason;   /* JAKIRO_FINISH_NONE but for the last chunk */
+  const jakiro_token_logprob* logprobs; /* [token_count]; NULL where they were not asked for */
 } jakiro_chunk;
 
 /* 0 goes on, anything else stops the answer. */

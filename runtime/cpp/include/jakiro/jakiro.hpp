@@ -45,10 +45,26 @@ Struct defaults() {
 
 using Tokens = std::vector<int32_t>;
 
+// Natural log-probability of a token, and of the best ones.
+struct TokenLogprob {
+  int32_t token;
+  double logprob;
+  std::vector<jakiro_candidate> top;
+};
+
 // What one round brought.
 struct Chunk {
   Tokens tokens;
   jakiro_finish_reason finish_reason;
+  std::vector<TokenLogprob> logprobs;  // where they were asked for
+
+  explicit Chunk(const jakiro_chunk& chunk)
+      : tokens(chunk.tokens, chunk.tokens + chunk.token_count), finish_reason(chunk.finish_reason) {
+    for (size_t place = 0; chunk.logprobs != nullptr && place < chunk.token_count; ++place) {
+      const jakiro_token_logprob& each = chunk.logprobs[place];
+      logprobs.push_back({each.token, each.logprob, {each.top, each.top + each.top_count}});
+    }
+  }
 };
 
 // An opened engine directory; copies share it. Safe to use from several threads.
@@ -109,8 +125,7 @@ class Session {
   static int receive(const jakiro_chunk* chunk, void* user) {
     auto& receiver = *static_cast<Receiver*>(user);
     try {
-      const Chunk copy{Tokens(chunk->tokens, chunk->tokens + chunk->token_count), chunk->finish_reason};
-      return receiver.callback(copy) ? 0 : 1;
+      return receiver.callback(Chunk(*chunk)) ? 0 : 1;
     } catch (...) {
       receiver.thrown = std::current_exception();
       return 1;

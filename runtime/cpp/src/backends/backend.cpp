@@ -1,7 +1,9 @@
 #include "backends/backend.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 
 namespace jakiro::runtime {
@@ -16,6 +18,15 @@ size_t bytes_of(ElementType type, const Shape& shape) {
   }
   if (bytes > SIZE_MAX / 4) throw std::bad_alloc();
   return bytes;
+}
+
+double half_to_double(uint16_t bits) {
+  const int exponent = bits >> 10 & 0x1F, fraction = bits & 0x3FF;
+  const double size = exponent == 0    ? std::ldexp(fraction, -24)
+                      : exponent != 31 ? std::ldexp(fraction + 1024, exponent - 25)
+                      : fraction == 0  ? std::numeric_limits<double>::infinity()
+                                       : std::numeric_limits<double>::quiet_NaN();
+  return (bits & 0x8000) != 0 ? -size : size;
 }
 
 }  // namespace
@@ -44,6 +55,17 @@ Buffer::Buffer(ElementType type, Shape shape) : type_(type), shape_(std::move(sh
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole)));
   if (data_ == nullptr) throw std::bad_alloc();
   std::memset(data_.get(), 0, bytes);
+}
+
+double Buffer::number(int64_t place) const {
+  switch (type_) {
+    case ElementType::kFloat16:
+      return half_to_double(as<uint16_t>()[place]);
+    case ElementType::kFloat32:
+      return static_cast<double>(as<float>()[place]);
+    default:
+      return as<double>()[place];
+  }
 }
 
 void Buffer::Free::operator()(std::byte* memory) const { std::free(memory); }

@@ -40,6 +40,8 @@ class Buffer {
   Element* as() const {
     return reinterpret_cast<Element*>(data_.get());
   }
+  // One entry of a floating-point array, in float64.
+  double number(int64_t place) const;
   View view() const { return {data_.get(), type_, shape_}; }
 
  private:

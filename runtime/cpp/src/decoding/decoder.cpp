@@ -17,9 +17,11 @@ int64_t shared_prefix(const Tokens& one, const Tokens& other) {
   return std::mismatch(one.begin(), end, other.begin()).first - one.begin();
 }
 
-// How the sequence draws its tokens after the rows of a pass.
-NextToken next_token(const TargetOutput& output) {
-  return [best = output.next_tokens](int64_t row, const Tokens&) { return static_cast<Token>(best[row]); };
+// The logits after one row of a pass.
+std::vector<double> row_of(const Buffer& logits, int64_t row, int64_t vocab_size) {
+  std::vector<double> found(static_cast<size_t>(vocab_size));
+  for (int64_t token = 0; token < vocab_size; ++token) found[token] = logits.number(row * vocab_size + token);
+  return found;
 }
 
 }  // namespace
@@ -27,39 +29,41 @@ NextToken next_token(const TargetOutput& output) {
 Decoder::Decoder(const Bundle& bundle, const DecoderOptions& options)
     : target_(bundle.target, bundle.manifest),
       proposer_(make_proposer(bundle, target_.feature_type(), options)),
-      chunk_(options.chunk) {}
+      chunk_(options.chunk),
+      vocab_size_(bundle.manifest.model.vocab_size) {}
 
-Gain Decoder::prefill(const TokenSequence& sequence, const std::function<bool()>& cancelled) {
+Gain Decoder::prefill(TokenSequence& sequence, const std::function<bool()>& cancelled) {
   proposer_->start(sequence);
   const Tokens waiting(sequence.tokens().begin() + target_.cache().length(), sequence.tokens().end());
   const auto spans = call_spans(static_cast<int64_t>(waiting.size()), chunk_);
   for (size_t call = 0; call < spans.size(); ++call) {
     if (cancelled()) return {};
     const Tokens tokens(waiting.begin() + spans[call].start, waiting.begin() + spans[call].stop);
-    const TargetOutput output = prefill_chunk(tokens);
-    if (call + 1 == spans.size()) return {{next_token(output)(0, {})}, {}};
+    const bool is_last = call + 1 == spans.size();
+    const TargetOutput output = prefill_chunk(tokens, is_last && sequence.needs_logits());
+    if (is_last) return {{next_token(sequence, output)(0, {})}, {}};
   }
   return {};
 }
 
-TargetOutput Decoder::prefill_chunk(const Tokens& tokens) {
+TargetOutput Decoder::prefill_chunk(const Tokens& tokens, bool logits) {
   const size_t rows = tokens.size();
   Rows all(rows);
   std::iota(all.begin(), all.end(), 0);
   std::vector<uint8_t> causal(rows * rows, 0);
   for (size_t row = 0; row < rows; ++row) std::fill_n(causal.begin() + static_cast<int64_t>(row * rows), row + 1, uint8_t{1});
-  const TargetOutput output = target_.run(tokens, all, causal, false, static_cast<int64_t>(rows) - 1);
+  const TargetOutput output = target_.run(tokens, all, causal, logits, static_cast<int64_t>(rows) - 1);
   commit(output, all);
   return output;
 }
 
-Gain Decoder::round(const TokenSequence& sequence) {
+Gain Decoder::round(TokenSequence& sequence) {
   const int64_t capacity = target_.cache().capacity();
   const DraftTree tree = proposer_->propose(sequence, capacity);  // head and n-grams, cut to what is worth its rows
   const TargetOutput output = verify(sequence, tree);             // one pass of the target over the root and the tree
   // x ~ target(. | path) after each visited row; follow the child whose token is x, else stop there. The draw does not look at
   // the tree, so that the output is the target's own, greedy or sampled, whatever was proposed.
-  AcceptedPath path = accept(tree, next_token(output));
+  AcceptedPath path = accept(tree, next_token(sequence, output));
   commit(output, path.rows);  // accepted rows only; the others were never in the cache
   const RoundCounts counts = proposer_->observe(tree, path, target_.cache().capacity());
   return {std::move(path.tokens), counts};
@@ -73,7 +77,17 @@ TargetOutput Decoder::verify(const TokenSequence& sequence, const DraftTree& tre
   tokens.insert(tokens.end(), tree.tokens.begin(), tree.tokens.end());
   tokens.resize(static_cast<size_t>(rows), 0);  // few shapes, each bound once
   const TreeMask mask = tree_mask(tree.parents, rows);
-  return target_.run(tokens, mask.depths, mask.visible, false);
+  return target_.run(tokens, mask.depths, mask.visible, sequence.needs_logits());
+}
+
+// How the sequence draws its tokens after the rows of a pass.
+NextToken Decoder::next_token(TokenSequence& sequence, const TargetOutput& output) const {
+  const int64_t* const best = output.next_tokens;
+  const Buffer* const logits = output.logits;
+  if (logits == nullptr) return [best](int64_t row, const Tokens&) { return static_cast<Token>(best[row]); };
+  return [this, &sequence, best, logits](int64_t row, const Tokens& path) {
+    return sequence.next_token(static_cast<Token>(best[row]), row_of(*logits, row, vocab_size_), path);
+  };
 }
 
 // Keep these rows of a pass: their features to draft after, their keys and values to attend to.

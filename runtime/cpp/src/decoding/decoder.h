@@ -28,10 +28,10 @@ class Decoder {
   // Process what the caches do not hold of the prompt; the first token of the answer.
   //
   // Between calls of the target `cancelled` is asked; where it says so, nothing is gained.
-  Gain prefill(const TokenSequence& sequence, const std::function<bool()>& cancelled);
+  Gain prefill(TokenSequence& sequence, const std::function<bool()>& cancelled);
 
   // One round: the tokens of the tree that the target agrees with, and one more.
-  Gain round(const TokenSequence& sequence);
+  Gain round(TokenSequence& sequence);
 
   double draft_seconds() const;  // spent in the draft graph so far
   double target_seconds() const { return target_.seconds(); }
@@ -44,13 +44,15 @@ class Decoder {
   int64_t reuse(const Tokens& known, const Tokens& ids);
 
  private:
-  TargetOutput prefill_chunk(const Tokens& tokens);
+  TargetOutput prefill_chunk(const Tokens& tokens, bool logits);
   TargetOutput verify(const TokenSequence& sequence, const DraftTree& tree);
   void commit(const TargetOutput& output, const Rows& rows);
 
+  NextToken next_token(TokenSequence& sequence, const TargetOutput& output) const;
+
   TargetRunner target_;
   const std::unique_ptr<Proposer> proposer_;
-  const int64_t chunk_;
+  const int64_t chunk_, vocab_size_;
 };
 
 }  // namespace jakiro::runtime

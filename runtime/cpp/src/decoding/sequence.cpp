@@ -22,20 +22,31 @@ Tokens checked_prompt(const Model& model, Tokens ids) {
 
 }  // namespace
 
-TokenSequence::TokenSequence(const Bundle& bundle, Tokens prompt, int64_t max_new_tokens)
+TokenSequence::TokenSequence(const Bundle& bundle, Tokens prompt, const GenerateOptions& options)
     : model_(bundle.manifest.model),
       tokens_(checked_prompt(model_, std::move(prompt))),
-      limit_(max_new_tokens),
+      sampler_(options.sampling, model_.eos_token_ids, model_.vocab_size),
+      limit_(options.max_new_tokens),
       room_(model_.max_context - static_cast<int64_t>(tokens_.size())) {
-  if (max_new_tokens < 1) {
-    throw UsageError("max_new_tokens is " + std::to_string(max_new_tokens) + "; at least 1 is expected.");
+  if (limit_ < 1) {
+    throw UsageError("max_new_tokens is " + std::to_string(limit_) + "; at least 1 is expected.");
   }
   stats.prompt_tokens = static_cast<int64_t>(tokens_.size());
+}
+
+Token TokenSequence::next_token(Token best, const std::vector<double>& logits, const Tokens& path) {
+  Tokens prefix = tokens_;
+  prefix.insert(prefix.end(), path.begin(), path.end());
+  return sampler_.choose(best, logits, prefix, stats.new_tokens + static_cast<int64_t>(path.size()));
 }
 
 GenerationChunk TokenSequence::take(const Gain& gain) {
   GenerationChunk chunk;
   for (const Token token : gain.tokens) {
+    if (token == kNoToken) {
+      chunk.finish_reason = JAKIRO_FINISH_CONSTRAINT;
+      break;
+    }
     chunk.tokens.push_back(token);
     ++stats.new_tokens;
     chunk.finish_reason = end_after(token);
@@ -46,6 +57,7 @@ GenerationChunk TokenSequence::take(const Gain& gain) {
     const auto in_tree = static_cast<int64_t>(gain.tokens.size()) - 1, taken = static_cast<int64_t>(chunk.tokens.size());
     stats.count_round(std::min(in_tree, taken), *gain.counts);
   }
+  chunk.logprobs = sampler_.take_logprobs(chunk.tokens.size());
   return chunk;
 }
 
