@@ -26,7 +26,8 @@ def test_answers_are_those_of_the_python_runtime(
         expected = run(python, prompt, 30)
         assert same(expected, cpp.generate(prompt, 30))
         accepted += sum(expected.stats.accepted)
-    assert accepted > 3 or options == {"speculate": False}, "hardly a tree was ever accepted, which shows nothing"
+    # a random head alone is seldom right, n-grams often are
+    assert accepted > 10 or {"speculate", "lookup"} & set(options), "hardly a tree was ever accepted, which shows nothing"
 
 
 def test_rounds_verify_the_same_nodes_by_a_measured_plan(
