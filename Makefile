@@ -8,6 +8,7 @@
 # make test-gpu-kit  the same as one archive for a device without network: python3 run.py there
 # make lint   ruff, mypy, import-linter and clang-format alone
 # make wheels  wheels of the project: one for x86-64 that carries compiled kernels, one for every other machine
+# make install-cpp PREFIX=DIR  the C++ runtime: library, kernels, headers, what CMake and pkg-config need
 # make vectors  write tests/vectors, what any implementation of the loop must give, from the Python code
 # make fuzz-kernels SECONDS=60 OPERATOR=TreeAttention  random calls of the CPU kernels under AddressSanitizer and UBSan
 # make clean  remove what the targets above made
@@ -42,7 +43,8 @@ SOURCES := $(shell find jakiro_export -name '*.py')
 WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
-.PHONY: demo bench test test-fast test-only test-pythons test-arm test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels clean
+.PHONY: demo bench test test-fast test-only test-pythons test-arm test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels \
+        install-cpp cpp-packages clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -52,10 +54,10 @@ bench: $(ENGINE)/engine.json
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
 	@$(BIN)/python tests/support/plugin_traffic.py
 
-test: lint
+test: lint cpp-packages
 	$(TEST)
 
-test-fast: lint
+test-fast: lint cpp-packages
 	$(TEST) -m "not slow"
 
 # As root, with debootstrap and qemu-user-static; ARM_ENGINE as for jakiro-run
@@ -92,7 +94,22 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh')
+
+PREFIX ?= /usr/local
+CPP_FLAGS ?=
+install-cpp:
+	@cmake -S runtime/cpp -B build/cpp $(CPP_FLAGS)
+	@cmake --build build/cpp -j $(WORKERS)
+	@cmake --install build/cpp --prefix $(PREFIX)
+
+# What the C++ runtime is built with, where this is root's Debian; its tests are skipped with the reason where it is missing
+CPP_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libpcre2-dev
+cpp-packages:
+	@test -e /usr/include/nlohmann/json.hpp -a -e /usr/include/pcre2.h || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
+	  || apt-get install -qq -y $(CPP_PACKAGES) > /dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -qq -y $(CPP_PACKAGES) > /dev/null; } \
+	  || echo "The packages of the C++ runtime are not to be had: $(CPP_PACKAGES)"
 
 vectors: $(VENV)/.installed
 	@$(BIN)/python tests/support/vectors.py
