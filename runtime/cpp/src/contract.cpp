@@ -1,6 +1,7 @@
 #include "contract.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace jakiro::runtime {
 namespace {
@@ -57,6 +58,24 @@ std::optional<std::string> difference_of(const std::vector<TensorSpec>& specs, c
   return {};
 }
 
+constexpr const char* kHidden = "hidden_states";
+constexpr const char* kAuxiliary = "aux_hidden_states";
+
+TensorSpec features_of(int64_t hidden, int64_t layers) {
+  return {layers ? kAuxiliary : kHidden, {kBatch, kRows, layers ? layers * hidden : hidden}, Kind::kFloat};
+}
+
+// Inputs for the caches of every layer, and outputs for their new rows.
+void add_caches(GraphContract& contract, int64_t layers, int64_t kv_heads, int64_t head_dim, bool numbered) {
+  for (const char* part : {"key", "value"}) {
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const std::string name = std::string("past_") + part + (numbered ? "." + std::to_string(layer) : "");
+      contract.inputs.push_back({name, {kBatch, kv_heads, kCapacity, head_dim}, Kind::kFloat});
+      contract.outputs.push_back({new_rows_of(name), {kBatch, kv_heads, kRows, head_dim}, Kind::kFloat});
+    }
+  }
+}
+
 }  // namespace
 
 Shape TensorSpec::shape(int64_t rows, int64_t selected) const {
@@ -78,8 +97,27 @@ std::optional<std::string> GraphContract::difference(const Graph& graph) const {
   return difference_of(outputs, graph.outputs(), "gives");
 }
 
-GraphContract target_contract(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t vocab) {
-  const std::vector<int64_t> cache{kBatch, kv_heads, kCapacity, head_dim}, rows{kBatch, kv_heads, kRows, head_dim};
+const TensorSpec& GraphContract::features() const {
+  for (const auto* specs : {&inputs, &outputs}) {
+    for (const TensorSpec& spec : *specs) {
+      if (spec.name == kHidden || spec.name == kAuxiliary) return spec;
+    }
+  }
+  throw std::logic_error("A contract has features.");
+}
+
+std::vector<std::pair<std::string, std::string>> GraphContract::cache_names() const {
+  std::vector<std::string> found;
+  for (const TensorSpec& spec : inputs) {
+    if (spec.is_cache()) found.push_back(spec.name);
+  }
+  std::vector<std::pair<std::string, std::string>> names;
+  for (size_t layer = 0; layer < found.size() / 2; ++layer) names.emplace_back(found[layer], found[found.size() / 2 + layer]);
+  return names;
+}
+
+GraphContract target_contract(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t vocab,
+                              int64_t feature_layers) {
   GraphContract contract{kTarget,
                          {{"input_ids", {kBatch, kRows}, Kind::kInt64},
                           {"position_ids", {kBatch, kRows}, Kind::kInt64},
@@ -88,32 +126,24 @@ GraphContract target_contract(int64_t layers, int64_t kv_heads, int64_t head_dim
                           {"logit_rows", {kBatch, kSelected}, Kind::kInt64}},
                          {{"logits", {kBatch, kSelected, vocab}, Kind::kFloat},
                           {"next_tokens", {kBatch, kSelected}, Kind::kInt64},
-                          {"hidden_states", {kBatch, kRows, hidden}, Kind::kFloat}}};
-  for (const char* part : {"key", "value"}) {
-    for (int64_t layer = 0; layer < layers; ++layer) {
-      const std::string name = std::string("past_") + part + "." + std::to_string(layer);
-      contract.inputs.push_back({name, cache, Kind::kFloat});
-      contract.outputs.push_back({new_rows_of(name), rows, Kind::kFloat});
-    }
-  }
+                          features_of(hidden, feature_layers)}};
+  add_caches(contract, layers, kv_heads, head_dim, true);
   return contract;
 }
 
-GraphContract draft_contract(int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t nodes) {
-  const std::vector<int64_t> cache{kBatch, kv_heads, kCapacity, head_dim}, rows{kBatch, kv_heads, kRows, head_dim};
-  return {kDraft,
-          {{"input_ids", {kBatch, kRows}, Kind::kInt64},
-           {"hidden_states", {kBatch, kRows, hidden}, Kind::kFloat},
-           {"position_ids", {kBatch, kRows}, Kind::kInt64},
-           {"last_row", {kBatch}, Kind::kInt64},
-           {"past_length", {kBatch}, Kind::kInt64},
-           {"past_key", cache, Kind::kFloat},
-           {"past_value", cache, Kind::kFloat}},
-          {{"tree_tokens", {kBatch, nodes}, Kind::kInt64},
-           {"tree_parents", {kBatch, nodes}, Kind::kInt64},
-           {"tree_scores", {kBatch, nodes}, Kind::kFloat},
-           {"new_key", rows, Kind::kFloat},
-           {"new_value", rows, Kind::kFloat}}};
+GraphContract draft_contract(int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t nodes, int64_t feature_layers,
+                             int64_t layers) {
+  GraphContract contract{kDraft,
+                         {{"input_ids", {kBatch, kRows}, Kind::kInt64},
+                          features_of(hidden, feature_layers),
+                          {"position_ids", {kBatch, kRows}, Kind::kInt64},
+                          {"last_row", {kBatch}, Kind::kInt64},
+                          {"past_length", {kBatch}, Kind::kInt64}},
+                         {{"tree_tokens", {kBatch, nodes}, Kind::kInt64},
+                          {"tree_parents", {kBatch, nodes}, Kind::kInt64},
+                          {"tree_scores", {kBatch, nodes}, Kind::kFloat}}};
+  add_caches(contract, layers, kv_heads, head_dim, layers > 1);
+  return contract;
 }
 
 std::string new_rows_of(const std::string& cache) { return "new_" + cache.substr(5); }

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/backend.h"
@@ -36,13 +37,22 @@ struct GraphContract {
   std::vector<TensorSpec> inputs, outputs;
 
   const TensorSpec& output(const std::string& name) const;
+  // What the target gives and the draft reads: the features of every row.
+  const TensorSpec& features() const;
+  // The inputs that hold cached keys and values, a pair a layer.
+  std::vector<std::pair<std::string, std::string>> cache_names() const;
 
   // How a graph differs from this, in words; nothing where it does not.
   std::optional<std::string> difference(const Graph& graph) const;
 };
 
-GraphContract target_contract(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t vocab);
-GraphContract draft_contract(int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t nodes);
+// feature_layers: how many of the target's layers the head reads the inputs of, side by side; 0: the features after the final
+// norm
+GraphContract target_contract(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t vocab,
+                              int64_t feature_layers);
+// layers: of the head; the caches of a head of several are numbered
+GraphContract draft_contract(int64_t kv_heads, int64_t head_dim, int64_t hidden, int64_t nodes, int64_t feature_layers,
+                             int64_t layers);
 
 // The output that holds a call's new rows for a cache input: past_key.3 -> new_key.3.
 std::string new_rows_of(const std::string& cache);

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import native
+import tiny
 from answers import run
 from jakiro_runtime import Engine
 from native import same
@@ -46,6 +47,17 @@ def test_rounds_verify_the_same_nodes_by_a_measured_plan(
 def test_int8_answers_are_the_same(library: native.Library, tiny_int8: Path, prompts: list[list[int]]) -> None:
     python, cpp = Engine.open(tiny_int8).session(), library.open(tiny_int8).session()
     for prompt in prompts:
+        assert same(run(python, prompt, 30), cpp.generate(prompt, 30))
+
+
+@pytest.mark.slow
+def test_a_head_of_two_layers_that_reads_three_of_the_target_s(
+    library: native.Library, tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    target = tiny.make_target(tmp_path / "target", layers=5)
+    engine = tiny.make_engine(tmp_path / "engine", target, tiny.make_eagle3_head(tmp_path / "head", layers=2), verify=False)
+    python, cpp = Engine.open(engine).session(), library.open(engine).session()
+    for prompt in prompts[:6]:
         assert same(run(python, prompt, 30), cpp.generate(prompt, 30))
 
 

@@ -8,16 +8,14 @@
 namespace jakiro::runtime {
 namespace {
 
-constexpr const char* kFeatures = "hidden_states";
-
 void add(Views& views, const Buffers& buffers) {
   for (const auto& [name, buffer] : buffers) views.emplace(name, buffer.view());
 }
 
 }  // namespace
 
-BoundShape::BoundShape(const Graph& graph, const KVCache& cache, Buffers inputs, Buffers outputs, Buffer features,
-                       bool reads_features)
+BoundShape::BoundShape(const Graph& graph, const KVCache& cache, Buffers inputs, Buffers outputs, const std::string& name,
+                       Buffer features, bool reads_features)
     : inputs_(std::move(inputs)),
       outputs_(std::move(outputs)),
       features_(std::move(features)),
@@ -27,7 +25,7 @@ BoundShape::BoundShape(const Graph& graph, const KVCache& cache, Buffers inputs,
   add(written, outputs_);
   View hidden = features_.view();
   hidden.shape = {1, features_.shape()[3], features_.shape()[4]};
-  (reads_features ? read : written).emplace(kFeatures, hidden);
+  (reads_features ? read : written).emplace(name, hidden);
   try {
     binding_ = graph.bind(read, written);
   } catch (const EngineError& error) {
@@ -49,7 +47,7 @@ double BoundShape::run() {
 Buffers input_buffers(const GraphContract& contract, const Graph& graph, int64_t rows, int64_t selected) {
   Buffers buffers;
   for (const TensorSpec& spec : contract.inputs) {
-    if (spec.is_cache() || spec.name == kFeatures) continue;
+    if (spec.is_cache() || spec.name == contract.features().name) continue;
     buffers.emplace(spec.name, Buffer(graph.inputs().at(spec.name).type, spec.shape(rows, selected)));
   }
   return buffers;

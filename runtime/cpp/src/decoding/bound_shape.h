@@ -15,9 +15,11 @@ using Buffers = std::map<std::string, Buffer>;
 
 class BoundShape {
  public:
-  // features: the target's output or the draft's input, [1, 1, 1, rows, hidden]
+  // name: of the features, an output of the target and an input of the draft
+  // features: [1, 1, 1, rows, width]
   // reads_features: whether the graph reads them (the draft) or writes them (the target)
-  BoundShape(const Graph& graph, const KVCache& cache, Buffers inputs, Buffers outputs, Buffer features, bool reads_features);
+  BoundShape(const Graph& graph, const KVCache& cache, Buffers inputs, Buffers outputs, const std::string& name, Buffer features,
+             bool reads_features);
 
   // Run the graph; the seconds it took. Throws EngineError where the backend fails.
   double run();

@@ -23,11 +23,12 @@ DraftRunner::DraftRunner(std::shared_ptr<const Graph> graph, const Manifest& man
       contract_(manifest.draft_contract()),
       vocab_size_(manifest.model.vocab_size),
       nodes_(manifest.draft.nodes),
-      hidden_(manifest.model.hidden_size),
-      cache_({{"past_key", "past_value"}}, manifest.draft.num_kv_heads, manifest.draft.head_dim,
-             graph_->inputs().at("past_key").type, graph_->inputs().at("past_value").type),
-      features_(1, 1, hidden_, {graph_->inputs().at("hidden_states").type}) {
-  const ElementType taken = graph_->inputs().at("hidden_states").type;
+      width_(contract_.features().dims.back()),
+      cache_(contract_.cache_names(), manifest.draft.num_kv_heads, manifest.draft.head_dim,
+             graph_->inputs().at(contract_.cache_names()[0].first).type,
+             graph_->inputs().at(contract_.cache_names()[0].second).type),
+      features_(1, 1, width_, {graph_->inputs().at(contract_.features().name).type}) {
+  const ElementType taken = graph_->inputs().at(contract_.features().name).type;
   if (taken != feature_type) {
     throw EngineError(std::string("This engine's target gives its features in ") + name_of(feature_type) +
                       " and the draft takes " + name_of(taken) + "; export both with one --precision.");
@@ -44,11 +45,11 @@ BoundShape& DraftRunner::bind(int64_t rows) {
   for (const char* name : {"tree_tokens", "tree_parents", "tree_scores"}) {
     outputs.emplace(name, Buffer(graph_->outputs().at(name).type, contract_.output(name).shape(rows, 0)));
   }
-  Buffer features(features_.arrays()[0].type(), {1, 1, 1, rows, hidden_});
+  Buffer features(features_.arrays()[0].type(), {1, 1, 1, rows, width_});
   return bound_
       .emplace(std::piecewise_construct, std::forward_as_tuple(rows),
                std::forward_as_tuple(*graph_, cache_, input_buffers(contract_, *graph_, rows, 0), std::move(outputs),
-                                     std::move(features), true))
+                                     contract_.features().name, std::move(features), true))
       .first->second;
 }
 

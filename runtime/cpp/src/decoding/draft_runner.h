@@ -46,7 +46,7 @@ class DraftRunner {
 
   const std::shared_ptr<const Graph> graph_;
   const GraphContract contract_;
-  const int64_t vocab_size_, nodes_, hidden_;
+  const int64_t vocab_size_, nodes_, width_;
   KVCache cache_;
   SequenceBuffer features_;
   double seconds_ = 0;

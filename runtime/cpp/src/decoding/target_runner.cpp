@@ -9,21 +9,13 @@ namespace {
 
 constexpr size_t kBoundShapes = 24;  // kept for re-use, those used last
 
-KVCache::Names cache_names(int64_t layers) {
-  KVCache::Names names;
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    names.emplace_back("past_key." + std::to_string(layer), "past_value." + std::to_string(layer));
-  }
-  return names;
-}
-
 }  // namespace
 
 TargetRunner::TargetRunner(std::shared_ptr<const Graph> graph, const Manifest& manifest)
     : graph_(std::move(graph)),
       contract_(manifest.target_contract()),
       vocab_size_(manifest.model.vocab_size),
-      cache_(cache_names(manifest.model.num_layers), manifest.model.num_kv_heads, manifest.model.head_dim,
+      cache_(contract_.cache_names(), manifest.model.num_kv_heads, manifest.model.head_dim,
              graph_->inputs().at("past_key.0").type, graph_->inputs().at("past_value.0").type) {}
 
 BoundShape& TargetRunner::bind(int64_t rows, int64_t selected, bool logits) {
@@ -39,10 +31,11 @@ BoundShape& TargetRunner::bind(int64_t rows, int64_t selected, bool logits) {
     if (name == std::string("logits") && !logits) continue;
     outputs.emplace(name, Buffer(graph_->outputs().at(name).type, contract_.output(name).shape(rows, selected)));
   }
-  const int64_t hidden = contract_.output("hidden_states").dims.back();
-  bound_.emplace_back(std::piecewise_construct, std::forward_as_tuple(key),
-                      std::forward_as_tuple(*graph_, cache_, input_buffers(contract_, *graph_, rows, selected),
-                                            std::move(outputs), Buffer(feature_type(), {1, 1, 1, rows, hidden}), false));
+  const TensorSpec& given = contract_.features();
+  bound_.emplace_back(
+      std::piecewise_construct, std::forward_as_tuple(key),
+      std::forward_as_tuple(*graph_, cache_, input_buffers(contract_, *graph_, rows, selected), std::move(outputs), given.name,
+                            Buffer(feature_type(), {1, 1, 1, rows, given.dims.back()}), false));
   return bound_.back().second;
 }
 

@@ -32,7 +32,7 @@ class TargetRunner {
 
   KVCache& cache() { return cache_; }
   double seconds() const { return seconds_; }  // spent in the graph so far
-  ElementType feature_type() const { return graph_->outputs().at("hidden_states").type; }
+  ElementType feature_type() const { return graph_->outputs().at(contract_.features().name).type; }
 
   // Process rows that continue the cache.
   //

@@ -46,6 +46,8 @@ Draft read_draft(const Fields& fields) {
   fields.text("pairing", "parent");
   fields.flag("parallel_step", true);
   fields.whole("num_experts", 0, kLargestWhole, 2);
+  draft.num_layers = fields.whole("num_layers", 1, 1 << 8, 1);
+  draft.feature_layers = fields.wholes("feature_layers", false);
   return draft;
 }
 
@@ -57,10 +59,22 @@ void check_inside(const std::string& name) {
   if (!inside) throw FieldError("the file '" + name + "' lies outside the directory");
 }
 
+void check_feature_layers(const Manifest& manifest) {
+  int64_t last = -1;
+  for (const int64_t layer : manifest.draft.feature_layers) {
+    if (layer <= last || layer > manifest.model.num_layers) {
+      throw FieldError("the field draft.feature_layers holds " + std::to_string(layer) + "; ascending numbers from 0 to " +
+                       std::to_string(manifest.model.num_layers) + " were expected");
+    }
+    last = layer;
+  }
+}
+
 Manifest read_manifest(const Fields& fields) {
   Manifest manifest;
   manifest.model = read_model(fields.object("model"));
   manifest.draft = read_draft(fields.object("draft"));
+  check_feature_layers(manifest);
   fields.texts("precision");
   const std::string equality = fields.text("equality");
   manifest.graphs = fields.texts("graphs");
@@ -129,11 +143,13 @@ Manifest Manifest::read(const fs::path& directory) {
 }
 
 GraphContract Manifest::target_contract() const {
-  return runtime::target_contract(model.num_layers, model.num_kv_heads, model.head_dim, model.hidden_size, model.vocab_size);
+  return runtime::target_contract(model.num_layers, model.num_kv_heads, model.head_dim, model.hidden_size, model.vocab_size,
+                                  static_cast<int64_t>(draft.feature_layers.size()));
 }
 
 GraphContract Manifest::draft_contract() const {
-  return runtime::draft_contract(draft.num_kv_heads, draft.head_dim, model.hidden_size, draft.nodes);
+  return runtime::draft_contract(draft.num_kv_heads, draft.head_dim, model.hidden_size, draft.nodes,
+                                 static_cast<int64_t>(draft.feature_layers.size()), draft.num_layers);
 }
 
 void check_sizes(const Manifest& manifest, const fs::path& directory) {

@@ -22,11 +22,13 @@ struct Model {
   std::vector<int64_t> eos_token_ids;
 };
 
-// The draft graph: its own one-layer cache, and the shape of the tree that it drafts.
+// The draft graph: its own cache, and the shape of the tree that it drafts.
 struct Draft {
   std::string variant;
   int64_t num_kv_heads, head_dim, depth, top_k;
-  int64_t nodes;                                // the root not counted
+  int64_t nodes;                        // the root not counted
+  int64_t num_layers;                   // of the head, each with its cache
+  std::vector<int64_t> feature_layers;  // the target's layers whose inputs it reads; none: the features after the final norm
   int64_t levels() const { return depth + 1; }  // the most tokens of the tree that one round can accept
 };
 
