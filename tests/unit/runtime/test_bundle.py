@@ -25,11 +25,15 @@ from jakiro_runtime import Engine, EngineError
         ("model", {"hidden_size": 2}, "hidden_states is [?, ?, "),
         ("model", {"vocab_size": 1 << 20}, "logits is [?, ?, "),
         ("draft", {"num_kv_heads": 99}, "past_key is [?, "),
+        ("draft", {"num_layers": 2}, "takes past_key, which is not expected"),
+        ("draft", {"feature_layers": [0, 1]}, "gives hidden_states, which is not expected"),
+        ("draft", {"feature_layers": [1, 0]}, "draft.feature_layers is [1, 0]; ascending numbers from 0 to 3"),
+        ("draft", {"feature_layers": [9]}, "draft.feature_layers is [9]"),
         ("draft", {"nodes": 99}, "tree_tokens is [?, "),
     ],
 )
 def test_another_manifest_than_the_graphs_is_refused(
-    tiny_engine: Path, tmp_path: Path, part: str, changes: dict[str, int], difference: str
+    tiny_engine: Path, tmp_path: Path, part: str, changes: dict[str, object], difference: str
 ) -> None:
     for file in tiny_engine.iterdir():
         if file.is_file():
