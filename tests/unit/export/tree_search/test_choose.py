@@ -69,7 +69,7 @@ def test_for_a_cpu_the_tree_is_measured_unless_it_is_given(tmp_path: Path) -> No
     assert not searches(tree="fixed")
     assert not searches(nodes=12)
     assert not searches(precision="fp16")
-    with pytest.raises(UsageError, match="there are auto and fixed"):
+    with pytest.raises(UsageError, match="there are auto, fixed and static"):
         searches(tree="best")
 
 
