@@ -25,7 +25,7 @@ Examples:
               "model.safetensors or pytorch_model.bin), a hub id, or an alias.")  # fmt: skip
 @click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
               "file, or an alias (smollm2-135m, llama2-7b, llama3-8b, vicuna-7b, ...).")  # fmt: skip
-@click.option("--family", type=click.Choice(["jakiro", "jakiro_star", "eagle", "eagle3", "gumiho"]), default=None,
+@click.option("--family", type=click.Choice(["jakiro", "jakiro3", "jakiro_star", "eagle", "eagle3", "gumiho"]), default=None,
               show_default="what its files say", help="The head's family.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The engine directory to write. It appears when it is complete.")  # fmt: skip

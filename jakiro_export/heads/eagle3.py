@@ -6,7 +6,7 @@ target's layers; in the tree it is what the head itself gave for the parent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,9 +22,9 @@ from jakiro_export.checkpoints.target import Target
 from jakiro_export.errors import ExportError
 from jakiro_export.heads.config import Shape, TreeShape
 from jakiro_export.heads.eagle import EagleLayer, LaterLayer, mlp_shapes, mlp_weights
-from jakiro_export.heads.eagle3_format import Eagle3Config, is_eagle3, read_eagle3
+from jakiro_export.heads.eagle3_format import Eagle3Config, has_experts, is_eagle3, read_eagle3
 from jakiro_export.heads.family import DraftHead
-from jakiro_export.heads.layer import attention_shapes, attention_weights, fc_shapes
+from jakiro_export.heads.layer import DraftLayer, attention_shapes, attention_weights, fc_shapes
 from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
 from jakiro_export.heads.registry import register
 from jakiro_export.heads.trees import DynamicBeam
@@ -32,10 +32,10 @@ from jakiro_export.ops.attention import KVSegment
 from jakiro_export.precisions import AttentionImpl
 
 
-class FirstLayer(EagleLayer):
-    """The layer whose rows are a normed embedding, a normed feature and, where the attention is added to it, the feature."""
+class FusedRows(DraftLayer):
+    """A layer whose rows are a normed embedding, a normed feature and, where the attention is added to it, the feature."""
 
-    def __init__(self, config: Eagle3Config, attention: AttentionImpl, opset: int) -> None:
+    def __init__(self, config: Any, attention: AttentionImpl, opset: int) -> None:
         super().__init__(config, attention, opset, inputs=2 * config.hidden)
 
     def attention_inputs(self, x: Tensor) -> Tensor:
@@ -45,18 +45,18 @@ class FirstLayer(EagleLayer):
         return x[..., -self.config.hidden :]
 
 
-class Eagle3Model(DraftModel):
-    """The draft phase of an EAGLE-3 head: a pass of its layers for every level of the tree.
+class FirstLayer(FusedRows, EagleLayer):
+    """The first layer of an EAGLE-3 head."""
+
+
+class FusedModel(DraftModel):
+    """The draft phase of a head that reads several of the target's layers, up to what its last layer predicts.
 
     states_norm: what the fc's input is normed by, [states, target_hidden] each state by itself or [1, all] all together
     """
 
-    head: EagleLayer
-
-    def __init__(self, config: Eagle3Config, tree: DraftTree, proposed: int | None, attention: AttentionImpl, opset: int) -> None:
-        first = FirstLayer(config, attention, opset)
-        later = [LaterLayer(config, attention, opset) for _ in range(1, config.layers)]
-        *lower, last = first, *later
+    def __init__(self, config: Eagle3Config, layers: Sequence[DraftLayer], tree: DraftTree, proposed: int | None) -> None:
+        *lower, last = layers
         super().__init__(last, tree, proposed, lower)
         c, self.config = config, config
         self.embedding_norm, self.final_norm = (nn.Parameter(torch.empty(c.hidden)) for _ in range(2))
@@ -83,6 +83,12 @@ class Eagle3Model(DraftModel):
         read = features if self.feature_norm is None else self.head.normed(features, self.feature_norm)
         return torch.cat([embedded, read] if self.config.norm_before_residual else [embedded, read, features], -1)
 
+
+class Eagle3Model(FusedModel):
+    """The draft phase of an EAGLE-3 head: a pass of its layers for every level of the tree."""
+
+    head: EagleLayer
+
     def predict(self, x: Tensor, query: Tensor, segments: list[KVSegment], parallel: bool) -> Prediction:
         feature = self.head.features(x, query, segments)
         scored = self.head.normed(feature, self.final_norm)
@@ -107,7 +113,7 @@ class Eagle3Head(DraftHead):
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> bool:
-        return is_eagle3(shapes)
+        return is_eagle3(shapes) and not has_experts(shapes)
 
     @classmethod
     def read_config(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Eagle3Config:
@@ -120,10 +126,19 @@ class Eagle3Head(DraftHead):
         for number in range(c.layers):
             prefix = c.layer_prefix(number)
             shapes.update(attention_shapes(c, prefix, c.hidden if number else 2 * c.hidden))
-            shapes.update(mlp_shapes(c, prefix))
+            shapes.update(cls.feed_forward_shapes(c, prefix))
         if c.own_projection:
             shapes["lm_head.weight"] = (c.draft_vocab, c.hidden)
         return shapes
+
+    @classmethod
+    def feed_forward_shapes(cls, config: Eagle3Config, prefix: str) -> dict[str, Shape]:
+        """What a layer has after its attention: an MLP; `prefix`: of its tensors' names."""
+        return mlp_shapes(config, prefix)
+
+    def feed_forward_weights(self, stored: Callable[[str], Stored], prefix: str, place: str) -> dict[str, Weight]:
+        """The recipes of these; `place`: of the layer in the model."""
+        return mlp_weights(stored, prefix, place)
 
     @classmethod
     def expected_integers(cls, config: Eagle3Config) -> dict[str, Shape]:
@@ -198,8 +213,10 @@ class Eagle3Head(DraftHead):
     def tree(self, shape: TreeShape) -> DraftTree:
         return DynamicBeam(replace(shape, parallel=False))
 
-    def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> Eagle3Model:
-        return Eagle3Model(self.config, tree, draft_vocab, attention, opset)
+    def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> FusedModel:
+        c = self.config
+        later = [LaterLayer(c, attention, opset) for _ in range(1, c.layers)]
+        return Eagle3Model(c, [FirstLayer(c, attention, opset), *later], tree, draft_vocab)
 
     def layer_weights(self, dtype: np.dtype) -> dict[str, Weight]:
         c, stored = self.config, self.stored(dtype)
@@ -207,7 +224,7 @@ class Eagle3Head(DraftHead):
         for number in range(c.layers):
             prefix, place = c.layer_prefix(number), "head." if number == c.layers - 1 else f"lower.{number}."
             weights.update(attention_weights(c, stored, prefix, place))
-            weights.update(mlp_weights(stored, prefix, place))
+            weights.update(self.feed_forward_weights(stored, prefix, place))
             if number:
                 weights[f"{place}input_norm"] = stored(f"{prefix}input_layernorm.weight")
         weights["embedding_norm"] = stored(f"{c.prefix}input_layernorm.weight")

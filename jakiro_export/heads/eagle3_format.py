@@ -76,6 +76,11 @@ def is_eagle3(shapes: Mapping[str, Shape]) -> bool:
     return False
 
 
+def has_experts(shapes: Mapping[str, Shape]) -> bool:
+    """Whether the first layer mixes experts, as Jakiro-3's does."""
+    return f"{MIDLAYER}mlp_moe.gate.weight" in shapes
+
+
 def read_eagle3(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Eagle3Config:
     """The sizes and flags of an EAGLE-3 head of any dialect.
 

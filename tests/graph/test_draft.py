@@ -22,7 +22,7 @@ from jakiro_export.heads.trees import EAGLE_PATHS, DynamicBeam, SerialThenParall
 from jakiro_runtime import contract
 from jakiro_runtime.backends.evaluate import GraphCall
 from jakiro_runtime.backends.onnxruntime import open_graph
-from reference_draft import PlainDraft, PlainEagle, PlainEagle3, PlainGumiho, PlainStar
+from reference_draft import PlainDraft, PlainEagle, PlainEagle3, PlainGumiho, PlainJakiro3, PlainStar
 
 SHAPES = [
     (TreeShape(5, 8, 31), None),
@@ -34,7 +34,14 @@ SHAPES = [
 ]
 
 
-PLAIN = {"jakiro": PlainDraft, "jakiro_star": PlainStar, "eagle": PlainEagle, "eagle3": PlainEagle3, "gumiho": PlainGumiho}
+PLAIN = {
+    "jakiro": PlainDraft,
+    "jakiro3": PlainJakiro3,
+    "jakiro_star": PlainStar,
+    "eagle": PlainEagle,
+    "eagle3": PlainEagle3,
+    "gumiho": PlainGumiho,
+}
 
 
 class DraftCase:
@@ -177,6 +184,26 @@ def test_an_eagle_3_head_drafts_the_tree_of_the_plain_arithmetic(
     case.plain.theta = settings_.get("rope_theta", 10000.0)
     for seed in range(6):
         case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+@pytest.mark.parametrize(("tree", "vocab"), [(TreeShape(3, 4, 20), None), (TreeShape(1, 4, 8), 64), (TreeShape(2, 3, 9), 100)])
+def test_a_jakiro_3_head_drafts_the_tree_of_the_plain_arithmetic(
+    tmp_path: Path, target_of_7: Path, tree: TreeShape, vocab: int | None
+) -> None:
+    case = DraftCase(tmp_path, target_of_7, tiny.make_jakiro3_head(tmp_path / "head", seed=6), tree, vocab)
+    for seed in range(6):
+        case.check(seed, 1 + seed % 4, seed % 2 if seed % 4 else 0, 5 * seed, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["midlayer.mlp_moe.gate.weight", "midlayer.mlp_moe.experts.1.up_proj.weight", "norm.weight"])
+def test_what_a_jakiro_3_head_computes_is_all_compared(tmp_path: Path, target_of_7: Path, change: str) -> None:
+    """A control: with one of its parts changed in the plain twin, the comparison must fail."""
+    case = DraftCase(tmp_path, target_of_7, tiny.make_jakiro3_head(tmp_path / "head", seed=6), TreeShape(2, 4, 16))
+    case.plain.w[change] = case.plain.w[change].roll(1, 0)
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            case.check(seed, 3, 0, 10, 16)
 
 
 GUMIHO = [

@@ -287,6 +287,28 @@ class PlainEagle3(PlainDraft):
         return [(tokens[rows[n]], score) for n, score in zip(index.tolist(), logs.tolist(), strict=True)]
 
 
+class PlainJakiro3(PlainEagle3):
+    """A Jakiro-3 head: an EAGLE-3 layer whose MLP is a mixture of two experts with a second guess, their contrast."""
+
+    def row(self, token: int, feature: Tensor, position: int, seen: list[Any]) -> tuple[Prediction, Prediction, Any]:
+        embedded = self.norm(self.embedding[token], "midlayer.input_layernorm.weight")
+        read = torch.cat([embedded, self.norm(feature, "midlayer.hidden_norm.weight")])
+        query, key, value = (self.part("midlayer.", name, read) for name in ("q", "k", "v"))
+        own = [(self.rope(key, position), value)]
+        x = feature + self.mixed("midlayer.", self.rope(query, position), [pairs[0] for pairs in seen] + own)
+        inner, base = self.norm(x, "midlayer.post_attention_layernorm.weight"), "midlayer.mlp_moe."
+        expert = []
+        for n in range(2):
+            gate, up, down = (self.w[f"{base}experts.{n}.{name}_proj.weight"] for name in ("gate", "up", "down"))
+            expert.append(down @ (torch.nn.functional.silu(gate @ inner) * (up @ inner)))
+        scores = self.w[f"{base}gate.weight"] @ inner
+        shares, sides = scores[:2].softmax(0), scores[2:].softmax(0)
+        primary = x + shares[0] * expert[0] + shares[1] * expert[1]
+        contrast = sides[0] * expert[0] - sides[1] * expert[1]
+        contrast = x + (contrast if scores[2] > scores[3] else -contrast)
+        return (primary, self.norm(primary, "norm.weight")), (contrast, self.norm(contrast, "norm.weight")), own
+
+
 class PlainGumiho(PlainEagle3):
     """A Gumiho head: Llama layers, the first without a norm before its attention, and MLPs for the last levels."""
 

@@ -222,6 +222,21 @@ def make_eagle3_head(
     return folder
 
 
+def make_jakiro3_head(folder: Path, seed: int = 1, **changes: object) -> Path:
+    """A random Jakiro-3 head, which reads the inputs of layers 1, 3 and 4 and projects by the target's matrix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**head_config(), "architectures": ["Jakiro3Head"], "head_dim": 8, **changes}
+    config = {"aux_hidden_state_layer_ids": [1, 3, 4], **config}
+    tensors = eagle3_tensors("SafeAILab", {**config, "draft_vocab_size": VOCAB}, seed)
+    tensors = {name: tensor for name, tensor in tensors.items() if ".mlp." not in name and name != "lm_head.weight"}
+    for name, tensor in head_tensors(config, seed).items():
+        if ".mlp_moe." in name:
+            tensors[name.replace("layers.0.", "midlayer.")] = tensor
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
 def make_gumiho_head(folder: Path, seed: int = 1, mlps: int = 3, nested: bool = False, **changes: object) -> Path:
     """A random Gumiho head in the published format: two layers, MLPs of three blocks."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def test_the_known_families_are_still_told_apart(tmp_path: Path, toy_head: Path)
 
 
 def test_a_head_of_no_known_family_is_named(tmp_path: Path, toy_head: Path) -> None:
-    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Gumiho, Jakiro, Jakiro\*\)"):
+    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Gumiho, Jakiro, Jakiro-3, Jakiro\*\)"):
         registry.load_head(toy_head, "head")
 
 
@@ -205,8 +205,20 @@ def test_another_kind_of_tree_changes_no_answer(tmp_path: Path, tiny_target: Pat
         assert run(engine.session(), prompt, 24).tokens == plain(engine, prompt, 24).tokens
 
 
+@pytest.mark.slow
+def test_a_jakiro_3_head_changes_no_answer_and_keeps_its_parallel_step(tmp_path: Path) -> None:
+    target = tiny.make_target(tmp_path / "target", layers=7, initializer_range=0.1)  # less chaotic in int8
+    engine = tiny.make_engine(tmp_path / "engine", target, tiny.make_jakiro3_head(tmp_path / "head"), precision="int8")
+    draft = Engine.open(engine, threads=1).manifest.draft
+    assert (draft.variant, draft.feature_layers, draft.num_experts, draft.parallel_step) == ("jakiro3", [1, 3, 4], 2, True)
+    opened = Engine.open(engine, threads=1)
+    for prompt in ([5, 6, 7], list(range(20, 60))):
+        assert run(opened.session(), prompt, 24).tokens == plain(opened, prompt, 24).tokens
+
+
 def test_inspecting_a_head_says_what_it_is(tmp_path: Path) -> None:
     heads = {
+        "jakiro3": tiny.make_jakiro3_head(tmp_path / "five"),
         "jakiro": tiny.make_head(tmp_path / "one"),
         "jakiro_star": tiny.make_star_head(tmp_path / "two", True),
         "eagle": tiny.make_eagle_head(tmp_path / "three", biases=True),
@@ -216,5 +228,5 @@ def test_inspecting_a_head_says_what_it_is(tmp_path: Path) -> None:
         found = json.loads(CliRunner().invoke(inspect, [str(head), "--json"]).output)
         assert found["family"] == family
         assert found["flags"]["qkv_bias"] == (family == "eagle")
-        assert found["tensors"]["fc.weight"] == f"float32 [48, {144 if family == 'eagle3' else 96}]"
+        assert found["tensors"]["fc.weight"] == f"float32 [48, {144 if family.endswith('3') else 96}]"
         assert f"hidden size 48, vocabulary {tiny.VOCAB}" in CliRunner().invoke(inspect, [str(head)]).output

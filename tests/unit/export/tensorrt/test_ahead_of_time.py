@@ -87,8 +87,9 @@ def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, t
         lambda folder: tiny.make_eagle_head(folder, biases=True),
         lambda folder: tiny.make_eagle3_head(folder, "speculators", layers=2, eagle_aux_hidden_state_layer_ids=[0, 1, 3]),
         tiny.make_gumiho_head,
+        tiny.make_jakiro3_head,
     ],
-    ids=["eagle", "eagle3", "gumiho"],
+    ids=["eagle", "eagle3", "gumiho", "jakiro3"],
 )
 def test_another_head_for_an_rtx_30(tmp_path: Path, tiny_target: Path, rtx: list[Path], make: Callable[[Path], Path]) -> None:
     head = make(tmp_path / "head")
