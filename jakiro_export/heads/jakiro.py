@@ -30,7 +30,7 @@ class ExpertsConfig(LayerConfig):
     inner: int
 
 
-def read_experts(config: Mapping[str, Any]) -> dict[str, int]:
+def read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ExpertsConfig` that are not the layer's. Raises ExportError for another number of experts than two."""
     return {
         "experts": two_experts(config),

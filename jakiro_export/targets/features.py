@@ -25,17 +25,17 @@ class LayerInputs:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
-        self._layers, self._caught = tuple(layers), dict[int, Tensor]()
+        self.layers, self._caught = tuple(layers), dict[int, Tensor]()
         self._hooks: list[Any] = []
-        if not self._layers:
+        if not self.layers:
             return
         found = layer_list(model)
         if found is None:
             raise ExportError("The head reads several of the target's layers, and this target's code has no list of them.")
         modules = found[1]
-        if max(self._layers) > len(modules):
-            raise ExportError(f"The head reads layer {max(self._layers)} of a target that has {len(modules)}.")
-        for number in self._layers:
+        if max(self.layers) > len(modules):
+            raise ExportError(f"The head reads layer {max(self.layers)} of a target that has {len(modules)}.")
+        for number in self.layers:
             if number < len(modules):
                 self._hooks.append(modules[number].register_forward_pre_hook(self._input_of(number), with_kwargs=True))
             else:
@@ -55,7 +55,7 @@ class LayerInputs:
 
     def take(self) -> Tensor:
         """What the last run's layers read, [batch, rows, layers * hidden]."""
-        return torch.cat([self._caught.pop(number) for number in self._layers], -1)
+        return torch.cat([self._caught.pop(number) for number in self.layers], -1)
 
     def remove(self) -> None:
         """Let the model run without being watched again."""

@@ -14,7 +14,7 @@ model.py            the head with its parameters, and its loss
 trainer.py          the training loop; settings.py its settings
 heldout.py          accuracy on held-out text
 init_checkpoint.py  a published head to begin with
-shape.py            what a head takes over from its target
+sizes.py            families, what a head takes over from its target, its config.json
 publish.py          the finished head
 console.py          progress, and one process at a time
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,14 @@ class Batch(NamedTuple):
     """Padded conversations.
 
     tokens: [batch, length]
-    features: float32 [batch, length, hidden]
+    features: float32 [batch, length, hidden], which the head is to predict
+    states: float32 [batch, length, width], which it reads: the same, or the inputs of several layers
     answers: which rows may be guessed from, those of the answers, [batch, length]
     """
 
     tokens: Tensor
     features: Tensor
+    states: Tensor
     answers: Tensor
 
 
@@ -49,10 +52,18 @@ class Batches:
         lengths = self._lengths[group]
         longest = int(lengths.max())
         tokens = np.zeros((len(group), longest), np.int64)
-        features = np.zeros((len(group), longest, self.text.features[0].shape[1]), np.float16)
         for row, (n, length) in enumerate(zip(group, lengths, strict=True)):
             tokens[row, :length] = self.text.tokens[n]
-            features[row, :length] = self.text.features[n]
+        features = self._padded(self.text.features, group, longest)
+        fused = self.text.states[group[0]].shape[1] != features.shape[-1]
+        states = self._padded(self.text.states, group, longest) if fused else features
         rows = np.arange(longest)[None, :]
         answers = (rows >= self._first[group][:, None]) & (rows < lengths[:, None])
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(features).float(), torch.from_numpy(answers))
+        return Batch(torch.from_numpy(tokens), features, states, torch.from_numpy(answers))
+
+    def _padded(self, rows: Sequence[np.ndarray], group: np.ndarray, longest: int) -> Tensor:
+        """Rows of these conversations, float32 [batch, longest, width]."""
+        out = np.zeros((len(group), longest, rows[group[0]].shape[1]), np.float16)
+        for row, n in enumerate(group):
+            out[row, : self._lengths[n]] = rows[n]
+        return torch.from_numpy(out).float()

@@ -18,10 +18,10 @@ from jakiro_export.checkpoints.target import load_target
 from jakiro_export.targets import families
 from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.init_checkpoint import loaded
-from jakiro_export.training.model import TrainedHead
+from jakiro_export.training.model import new_head
 from jakiro_export.training.publish import publish
 from jakiro_export.training.settings import Settings
-from jakiro_export.training.shape import published_config, shape_of
+from jakiro_export.training.sizes import FAMILIES, family_of, published_config, sizes_of
 from jakiro_export.training.sources import generate_text, matrices, read_text
 from jakiro_export.training.trainer import Trainer
 
@@ -30,6 +30,13 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
               "file, or an alias such as smollm2-135m.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path, file_okay=False), help="The head's folder.")
+@click.option("--family", type=click.Choice(FAMILIES), default="jakiro", help="jakiro: two experts, a gate and a parallel step; "
+              "eagle: one MLP, in EAGLE's format. A 3: with --features fused.")  # fmt: skip
+@click.option("--features", type=click.Choice(["last", "fused"]), default=None, show_default="the family's",
+              help="What the head reads of the target: "
+              "the features after its final norm, or the inputs of several layers.")  # fmt: skip
+@click.option("--feature-layers", metavar="N,N,..", default=None, show_default="2, L/2 and L - 3 of L layers",
+              help="The layers whose inputs a head with fused features reads.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(0), default=None,
@@ -46,7 +53,11 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--init", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None, metavar="HEAD",
               show_default="random", help="A head in the published format to begin with.")  # fmt: skip
 @click.option(
-    "--inner", type=click.IntRange(1), default=None, show_default="the hidden size, or HEAD's", help="Inner size of an expert."
+    "--inner",
+    type=click.IntRange(1),
+    default=None,
+    show_default="the hidden size, twice that for an MLP, or HEAD's",
+    help="Inner size of an expert or of the MLP.",
 )
 @click.option("--chain", type=click.IntRange(1, 8), default=Settings.chain, help="Steps through the head's own predictions.")
 @click.option("--draft-vocab", type=click.IntRange(16), default=Settings.draft_vocab, help="Tokens the head learns to propose.")
@@ -54,22 +65,22 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--learning-rate", type=float, default=Settings.learning_rate,
               help="The highest one: it rises for the first steps and falls to zero at the end.")  # fmt: skip
 @click.option("--noise", type=float, default=Settings.noise, help="Uniform noise on the features, in standard deviations.")
-@click.option("--feature-loss", type=float, default=Settings.feature_loss, help="Weight of the distance between features.")
-@click.option("--mixture/--no-mixture", default=True, help="Two experts and a gate, or one MLP of as many parameters and no "
-              "parallel step, to compare with.")  # fmt: skip
+@click.option("--feature-loss", type=float, default=Settings.feature_loss, help="Weight of the distance between features, as the "
+              "projection reads them.")  # fmt: skip
 @click.option("--contrast-loss", type=float, default=Settings.contrast_loss, help="Weight of the parallel step's loss.")
 @click.option("--every", type=click.IntRange(1), default=250, help="Steps between measurements on held-out text.")
 @click.option("--seed", type=int, default=0, help="Of the head's first weights, of the noise, and of the order of the text.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=None, show_default="OUT.work",
               help="Where text, features and state are kept.")  # fmt: skip
 def main(target: str, out: Path, data: tuple[Path, ...], work: Path | None, **options: Any) -> None:
-    """Train a Jakiro head for a target, on the target's own text, in the published checkpoint format.
+    """Train a draft head for a target, on the target's own text, in its family's published checkpoint format.
 
     Everything is kept in the work folder as it is made; the same command continues where an interrupted one stopped.
 
     \b
     Example:
       jakiro-train --target smollm2-135m --hours 1 --out my-head/
+      jakiro-train --target smollm2-135m --features fused --hours 1 --out my-jakiro3/
       jakiro-export --target smollm2-135m --draft my-head/ --out out/mine
     """
     work = work or out.with_name(out.name + ".work")
@@ -88,27 +99,28 @@ def _run(
     max_tokens: int | None,
     init: Path | None,
     inner: int | None,
-    mixture: bool,
+    family: str,
+    features: str | None,
+    feature_layers: str | None,
     every: int,
     **options: Any,
 ) -> None:
+    family, layers = family_of(family, features), _numbers(feature_layers)
     if tokens is None:
         tokens = round(1_000_000 * options["hours"]) if prompts or not data else 0
     options["hours"] = None if options["steps"] else options["hours"]
-    if not mixture:
-        options["contrast_loss"] = 0.0
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     families.check(target.config)
+    sizes = sizes_of(target.config, family, inner, layers)
     if tokens:
         data = (*data, generate_text(target, work, tokens, slots, settings.seed, prompts))
-    text = read_text(target, data, work, max_tokens, settings.held_out)
+    text = read_text(target, data, work, max_tokens, settings.held_out, sizes.layers)
     if len(text.tokens) < 2:
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
-    total, shape = int(text.lengths.sum()), shape_of(target.config, inner)
+    total = int(text.lengths.sum())
     torch.manual_seed(settings.seed)
-    head, order = loaded(init, shape, inner, mixture) if init else (TrainedHead(**shape, mixture=mixture), None)
-    shape["inner"] = head.inner
+    head, order = loaded(init, family, sizes, inner) if init else (new_head(family, sizes), None)
     trainer = Trainer(head, text, *matrices(target), settings, work, order=order)
     resumed = trainer.resume()
     parameters = sum(p.numel() for p in head.parameters())
@@ -119,8 +131,18 @@ def _run(
     with bar("Training", 1.0) as advance:
         trainer.run(every, log, advance)
     about = {"conversations": len(text.tokens), "tokens": total}
-    publish(out, trainer, published_config(target.config, shape), about, trained_on=trainer.train_accuracy())
+    publish(out, trainer, published_config(target.config, family, head.sizes), about, trained_on=trainer.train_accuracy())
     CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    """Numbers between commas. Raises click.BadParameter for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"--feature-layers {text} is no list of numbers such as 2,15,27.") from error
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from jakiro_export.targets import families
 from jakiro_export.training.console import CONSOLE, bar, in_work, log
 from jakiro_export.training.features import Text
 from jakiro_export.training.heldout import HeldOut, Measure
-from jakiro_export.training.model import TrainedHead
+from jakiro_export.training.model import new_head
 from jakiro_export.training.publish import publish
 from jakiro_export.training.settings import Settings
-from jakiro_export.training.shape import published_config, shape_of
+from jakiro_export.training.sizes import published_config, sizes_of
 from jakiro_export.training.sources import matrices, read_text
 from jakiro_export.training.table import Result, write
 from jakiro_export.training.trainer import Trainer
@@ -110,9 +110,10 @@ class Comparison:
 
     def _train(self, title: str, plan: Plan, text: Text, folder: Path) -> None:
         """Train a head, or go on with it; its checkpoint lies in `head/`."""
-        shape = shape_of(self.config, round(plan.width * self.config.hidden_size))
+        inner = round(plan.width * self.config.hidden_size) * (1 if plan.family == "jakiro" else 2)  # as many parameters
+        sizes = sizes_of(self.config, plan.family, inner)
         torch.manual_seed(plan.settings.seed)
-        head = TrainedHead(**shape, mixture=plan.mixture)
+        head = new_head(plan.family, sizes)
         trainer = Trainer(head, text, self.embedding, self.projection, plan.settings, folder, self.held)
         trainer.resume()
         parameters = sum(p.numel() for p in head.parameters())
@@ -120,7 +121,7 @@ class Comparison:
         with bar(title, 1.0) as advance:
             trainer.run(plan.settings.steps or 1, log, advance)
         about = {"conversations": len(text.tokens), "tokens": int(text.lengths.sum())}
-        publish(folder / "head", trainer, published_config(self.config, shape), about)
+        publish(folder / "head", trainer, published_config(self.config, plan.family, sizes), about)
         figures = {"parameters": parameters, "cpu": trainer.cpu, "measure": asdict(trainer.history[-1])}
         (folder / "result.json").write_text(json.dumps(figures))
         (folder / "state.pt").unlink()

@@ -21,9 +21,10 @@ CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 def log(measure: Measure) -> None:
     """One line of held-out figures."""
     depths = " ".join(f"{a:.3f}" for a in measure.accuracy)
+    contrast = "" if measure.contrast is None else f"contrast {measure.contrast:.3f}  "
     CONSOLE.print(
         f"step {measure.step:6d}  {measure.hours:5.2f} h  loss {measure.loss:6.3f}  held-out accuracy {depths}  "
-        f"contrast {measure.contrast:.3f}  tau of the chain {measure.chain_tau:.2f}"
+        f"{contrast}tau of the chain {measure.chain_tau:.2f}"
     )
 
 

@@ -17,14 +17,14 @@ from jakiro_export.training.model import TrainedHead
 class Measure:
     """Held-out figures at one moment. `accuracy[d]`: how often the best guess at depth d is what the target would write.
 
-    contrast: the same of the parallel step's second guess, one position beyond the last depth
+    contrast: the same of the parallel step's second guess, one position beyond the last depth; None for a head without one
     """
 
     step: int
     hours: float
     loss: float
     accuracy: list[float]
-    contrast: float
+    contrast: float | None
 
     @property
     def chain_tau(self) -> float:
@@ -45,6 +45,7 @@ class HeldOut:
         self.numbers = numbers
         self._tokens = [torch.from_numpy(text.tokens[n]).long() for n in self.numbers]
         self._features = [torch.from_numpy(np.array(text.features[n])) for n in self.numbers]
+        self._states = [torch.from_numpy(np.array(text.states[n])) for n in self.numbers]
         self._from = [text.first_row(n) for n in self.numbers]
         exact = projection.float().T
         best = [(features.float() @ exact).topk(2, -1) for features in self._features]
@@ -55,7 +56,7 @@ class HeldOut:
     @torch.no_grad()
     def accuracy(
         self, head: TrainedHead, embedding: Tensor, projection: Tensor, tokens: Tensor, depths: int
-    ) -> tuple[list[float], float]:
+    ) -> tuple[list[float], float | None]:
         """How often a head's best guess is the target's choice, in the answers.
 
         Args:
@@ -65,7 +66,7 @@ class HeldOut:
             depths: how many guesses in a row, each from the feature that the one before it predicted
 
         Returns:
-            at each depth, and of the parallel step, one position beyond the last
+            at each depth; and of the parallel step, one position beyond the last, where the head has one
         """
 
         def hits(guess: Tensor, truth: Tensor) -> np.ndarray:
@@ -73,12 +74,12 @@ class HeldOut:
             return np.array([int((best == truth).sum()), len(truth)])
 
         found = np.zeros((depths + 1, 2))
-        for start, ids, features, truth in zip(self._from, self._tokens, self._features, self._truth, strict=True):
+        for start, ids, states, truth in zip(self._from, self._tokens, self._states, self._truth, strict=True):
             embeddings = torch.nn.functional.embedding(ids[None, 1:], embedding)
-            for step, (primary, contrast) in enumerate(head.steps(embeddings, features[None, :-1].float(), depths)):
+            for step, (primary, contrast) in enumerate(head.steps(embeddings, states[None, :-1].float(), depths)):
                 row = start + step
                 found[step] += hits(primary[0, row:], truth[row + 1 :])
-                if step == depths - 1:
+                if step == depths - 1 and contrast is not None:
                     found[depths] += hits(contrast[0, row:-1], truth[row + 2 :])
         shares = (found[:, 0] / found[:, 1].clip(1)).tolist()
-        return shares[:-1], shares[-1]
+        return shares[:-1], shares[-1] if head.experts else None

@@ -1,22 +1,25 @@
 """Trainable head: parameters under their published names, several steps through its own predictions.
 
-The arithmetic is arXiv 2502.06282's. The steps follow EAGLE-3 (arXiv 2503.01840): at step s the head continues a chain of s
-tokens it has drafted, each from the feature it predicted itself; attention sees the target's features up to where the chain
-starts and the chain's own rows after that, exactly what it sees in use.
+The arithmetic of experts is arXiv 2502.06282's, that of fused features EAGLE-3's (arXiv 2503.01840), and so are the steps: at
+step s the head continues a chain of s tokens it has drafted, each from the feature it predicted itself; attention sees the
+target's features up to where the chain starts and the chain's own rows after that, exactly what it sees in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jakiro_export.training.sizes import Sizes
+
 _CHUNK = 512  # rows whose logits are held at once
 
 
-class Expert(nn.Module):
+class MLP(nn.Module):
     """SwiGLU."""
 
     def __init__(self, hidden: int, inner: int) -> None:
@@ -35,7 +38,7 @@ class Mixture(nn.Module):
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
         self.gate = nn.Linear(hidden, 4, bias=False)
-        self.experts = nn.ModuleList(Expert(hidden, inner) for _ in range(2))
+        self.experts = nn.ModuleList(MLP(hidden, inner) for _ in range(2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Primary and contrast, as x."""
@@ -47,86 +50,94 @@ class Mixture(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, sizes: Sizes, inputs: int) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(hidden, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=False)
+        width = sizes.kv_heads * sizes.head_dim
+        self.q_proj = nn.Linear(inputs, sizes.heads * sizes.head_dim, bias=False)
+        self.k_proj = nn.Linear(inputs, width, bias=False)
+        self.v_proj = nn.Linear(inputs, width, bias=False)
+        self.o_proj = nn.Linear(sizes.heads * sizes.head_dim, sizes.hidden, bias=False)
 
 
 class Layer(nn.Module):
-    def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, inner: int, norm_eps: float) -> None:
+    """Attention over rows of `inputs` numbers, then two experts (`mlp_moe`) or one MLP (`mlp`)."""
+
+    def __init__(self, sizes: Sizes, inputs: int, experts: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(hidden, heads, kv_heads, head_dim)
-        self.mlp_moe = Mixture(hidden, inner)
-        self.post_attention_layernorm = nn.RMSNorm(hidden, norm_eps)
+        self.self_attn = Attention(sizes, inputs)
+        self.mlp_moe = Mixture(sizes.hidden, sizes.inner) if experts else None
+        self.mlp = None if experts else MLP(sizes.hidden, sizes.inner)
+        self.post_attention_layernorm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
+
+    def guesses(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is predicted of rows after attention, and the second guess of a head that has one."""
+        normed = self.post_attention_layernorm(x)
+        if self.mlp is not None:
+            return x + self.mlp(normed), None
+        assert self.mlp_moe is not None
+        primary, contrast = self.mlp_moe(normed)
+        return x + primary, x + contrast
 
 
-class TrainedHead(nn.Module):
-    """A head for a target with `hidden` wide features; its `state_dict` is a published checkpoint.
+class TrainedHead(nn.Module, ABC):
+    """A head with its parameters; its `state_dict` has the published names.
 
-    mixture: False leaves the gate at zero, where both experts count one half for every row: one MLP of twice the inner size, as
-        EAGLE-2 (arXiv 2406.16858) has it, in the same format
+    experts: two and a gate, with a second guess; else one MLP
     """
 
-    def __init__(
-        self,
-        hidden: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        inner: int,
-        norm_eps: float,
-        rope_theta: float,
-        mixture: bool = True,
-    ) -> None:
+    layer: Layer
+
+    def __init__(self, sizes: Sizes, experts: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.rope_theta, self.inner = heads, kv_heads, head_dim, rope_theta, inner
-        self.fc = nn.Linear(2 * hidden, hidden)
-        layer = Layer(hidden, heads, kv_heads, head_dim, inner, norm_eps)
-        self.layers = nn.ModuleList([layer])
-        with torch.no_grad():  # start as a copy of the feature: the next one resembles it
-            self.fc.weight[:, hidden:] += torch.eye(hidden)
-            self.fc.bias.zero_()
-            if not mixture:
-                layer.mlp_moe.gate.weight.zero_().requires_grad_(False)
+        self.sizes, self.experts = sizes, experts
+
+    @abstractmethod
+    def start(self, features: Tensor) -> Tensor:
+        """What the first guess continues, [batch, length, hidden], of what the head reads of the target."""
+
+    @abstractmethod
+    def rows(self, embeddings: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The layer's rows after these tokens, [batch, length, hidden]: of what they continue, what attention is made of
+        and what it is added to."""
+
+    def scored(self, feature: Tensor) -> Tensor:
+        """What the projection reads of a prediction."""
+        return feature
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+        return x.unflatten(-1, (heads, self.sizes.head_dim)).transpose(1, 2)
 
     def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
-        device = self.fc.weight.device
-        powers = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
-        angles = torch.outer(torch.arange(length, device=device).float(), self.rope_theta**-powers)
+        powers = torch.arange(0, self.sizes.head_dim, 2).float() / self.sizes.head_dim
+        angles = torch.outer(torch.arange(length).float(), self.sizes.rope_theta**-powers)
         return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
 
-    def steps(self, embeddings: Tensor, features: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, embeddings: Tensor, features: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Predictions of steps 0 .. steps - 1.
 
         Args:
             embeddings: of the token after each feature, [batch, length, hidden]
-            features: the target's, [batch, length, hidden]
+            features: what the head reads of the target, [batch, length, width]
 
         Yields:
-            (primary, contrast), [batch, length, hidden]: row p predicts the features p + 1 and p + 2. At step s rows before s
-            mean nothing: their chain would start before the text does.
+            (primary, contrast), [batch, length, hidden], as the projection reads them: row p predicts the features p + 1 and
+            p + 2; contrast is None for a head without experts. At step s rows before s mean nothing: their chain would start
+            before the text does.
         """
-        layer = self.layers[0]
-        assert isinstance(layer, Layer)
+        sizes, layer = self.sizes, self.layer
         attn = layer.self_attn
-        length, groups, scale = embeddings.shape[1], self.heads // self.kv_heads, self.head_dim**-0.5
+        length, groups, scale = embeddings.shape[1], sizes.heads // sizes.kv_heads, sizes.head_dim**-0.5
         cos, sin = self._rotations(length)
-        far = torch.arange(length, device=embeddings.device)
+        far = torch.arange(length)
         distance = far[:, None] - far[None, :]
         chain_keys: list[Tensor] = []
         chain_values: list[Tensor] = []
-        continued, width = features, embeddings.shape[-1]
-        tokens = F.linear(embeddings, self.fc.weight[:, :width], self.fc.bias)  # the same at every step
+        continued, rows = self.start(features), self.rows(embeddings)
         for step in range(steps):
-            x = tokens + F.linear(continued, self.fc.weight[:, width:])
-            q, k, v = self._split(attn.q_proj(x), self.heads), self._split(attn.k_proj(x), self.kv_heads), attn.v_proj(x)
-            q, k, v = _rotate(q, cos, sin), _rotate(k, cos, sin), self._split(v, self.kv_heads)
+            read, x = rows(continued)
+            q, k = self._split(attn.q_proj(read), sizes.heads), self._split(attn.k_proj(read), sizes.kv_heads)
+            v = self._split(attn.v_proj(read), sizes.kv_heads)
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             if step == 0:
                 text_key, text_value = k, v
@@ -142,10 +153,85 @@ class TrainedHead(nn.Module):
                 seen = weights[..., :length] @ text_value
                 for n, (_, value) in enumerate(back):
                     seen = seen + weights[..., length + n : length + n + 1] * value
-            x = x + attn.o_proj(seen.transpose(1, 2).flatten(2))
-            primary, contrast = layer.mlp_moe(layer.post_attention_layernorm(x))
-            yield x + primary, x + contrast
-            continued = _shift((x + primary).unsqueeze(1), 1).squeeze(1)
+            primary, contrast = layer.guesses(x + attn.o_proj(seen.transpose(1, 2).flatten(2)))
+            yield self.scored(primary), None if contrast is None else self.scored(contrast)
+            continued = _shift(primary.unsqueeze(1), 1).squeeze(1)
+
+
+class LastFeatureHead(TrainedHead):
+    """A head that reads the features after the target's final norm: Jakiro, EAGLE."""
+
+    def __init__(self, sizes: Sizes, experts: bool) -> None:
+        super().__init__(sizes, experts)
+        self.fc = nn.Linear(2 * sizes.hidden, sizes.hidden)
+        self.layers = nn.ModuleList([Layer(sizes, sizes.hidden, experts)])
+        with torch.no_grad():  # start as a copy of the feature: the next one resembles it
+            self.fc.weight[:, sizes.hidden :] += torch.eye(sizes.hidden)
+            self.fc.bias.zero_()
+
+    @property
+    def layer(self) -> Layer:  # type: ignore[override]
+        return self.layers[0]  # type: ignore[return-value]
+
+    def start(self, features: Tensor) -> Tensor:
+        return features
+
+    def rows(self, embeddings: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        width = embeddings.shape[-1]
+        tokens = F.linear(embeddings, self.fc.weight[:, :width], self.fc.bias)  # the same at every step
+
+        def made(continued: Tensor) -> tuple[Tensor, Tensor]:
+            x = tokens + F.linear(continued, self.fc.weight[:, width:])
+            return x, x
+
+        return made
+
+
+class FusedLayer(Layer):
+    def __init__(self, sizes: Sizes, experts: bool) -> None:
+        super().__init__(sizes, 2 * sizes.hidden, experts)
+        self.input_layernorm, self.hidden_norm = (nn.RMSNorm(sizes.hidden, sizes.norm_eps) for _ in range(2))
+
+
+class FusedFeatureHead(TrainedHead):
+    """A head that reads the inputs of several of the target's layers: Jakiro-3, EAGLE-3. Each is normed before the fc."""
+
+    def __init__(self, sizes: Sizes, experts: bool) -> None:
+        super().__init__(sizes, experts)
+        self.fc = nn.Linear(sizes.states * sizes.hidden, sizes.hidden, bias=False)
+        self.fc_norm = nn.ModuleList(nn.RMSNorm(sizes.hidden, sizes.norm_eps) for _ in range(sizes.states))
+        self.midlayer = FusedLayer(sizes, experts)
+        self.norm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
+        with torch.no_grad():  # start as a copy of the last of them
+            self.fc.weight[:, -sizes.hidden :] += torch.eye(sizes.hidden)
+
+    @property
+    def layer(self) -> Layer:  # type: ignore[override]
+        return self.midlayer
+
+    def fit_scale(self, features: Tensor) -> None:
+        """Let predictions begin at the scale of the target's own features after its final norm, [rows, hidden]."""
+        with torch.no_grad():
+            self.norm.weight.copy_(features.float().pow(2).mean(0).sqrt())
+
+    def start(self, features: Tensor) -> Tensor:
+        parts = features.chunk(len(self.fc_norm), -1)
+        started: Tensor = self.fc(torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], -1))
+        return started
+
+    def rows(self, embeddings: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        tokens = self.midlayer.input_layernorm(embeddings)  # the same at every step
+        return lambda continued: (torch.cat([tokens, self.midlayer.hidden_norm(continued)], -1), continued)
+
+    def scored(self, feature: Tensor) -> Tensor:
+        scored: Tensor = self.norm(feature)
+        return scored
+
+
+def new_head(family: str, sizes: Sizes) -> TrainedHead:
+    """A head of random numbers; `family`: jakiro, jakiro3, eagle or eagle3."""
+    kind = FusedFeatureHead if family.endswith("3") else LastFeatureHead
+    return kind(sizes, experts=family.startswith("jakiro"))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -30,8 +30,12 @@ def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[s
 
 
 def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any], more: dict[str, Any]) -> None:
+    tensors = weights(trainer.head)
+    if trainer.head.sizes.layers and not trainer.head.experts:  # EAGLE-3's format has a vocabulary of its own
+        config = {**config, "draft_vocab_size": len(trainer.draft_tokens)}
+        tensors |= vocabulary(trainer)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "model.safetensors").write_bytes(save(weights(trainer.head)))
+    (folder / "model.safetensors").write_bytes(save(tensors))
     frequent = trainer.order[: max(16384, len(trainer.draft_tokens))].astype(np.int32)
     (folder / "token_order.safetensors").write_bytes(save({"token_ids": frequent}))
     figures = {"data": data, "settings": asdict(trainer.settings), "steps": trainer.step, "near_ties": trainer.held.near_ties,
@@ -46,6 +50,16 @@ def weights(head: TrainedHead) -> dict[str, np.ndarray]:
     return {name: tensor.detach().to(torch.float16).cpu().numpy() for name, tensor in head.state_dict().items()}
 
 
+def vocabulary(trainer: Trainer) -> dict[str, np.ndarray]:
+    """The tokens that the head proposes and their rows of the target's projection, as published EAGLE-3 heads have them."""
+    tokens = trainer.draft_tokens.numpy()
+    return {
+        "lm_head.weight": trainer.projection[trainer.draft_tokens].to(torch.float16).numpy(),
+        "d2t": tokens - np.arange(len(tokens)),
+        "t2d": np.isin(np.arange(len(trainer.projection)), tokens),
+    }
+
+
 def picture(file: Path, trainer: Trainer) -> None:
     """Held-out accuracy per depth over the training."""
     import matplotlib
@@ -57,7 +71,8 @@ def picture(file: Path, trainer: Trainer) -> None:
     steps = [m.step for m in trainer.history]
     for depth in range(len(trainer.history[-1].accuracy)):
         axes.plot(steps, [m.accuracy[depth] for m in trainer.history], marker=".", label=f"depth {depth + 1}")
-    axes.plot(steps, [m.contrast for m in trainer.history], "--", marker=".", label="parallel step, one further")
+    if trainer.head.experts:
+        axes.plot(steps, [m.contrast or 0.0 for m in trainer.history], "--", marker=".", label="parallel step, one further")
     axes.set(xlabel="training step", ylabel="best guess = target's choice", title="Held-out accuracy", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -2,46 +2,115 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from jakiro_export.errors import UsageError
 
-def shape_of(config: Any, inner: int | None) -> dict[str, Any]:
-    """The arguments of a `TrainedHead` for a target's config.
+FAMILIES = ("jakiro", "jakiro3", "eagle", "eagle3")
 
-    inner: of an expert; the target's hidden size if not given
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a trained head.
+
+    inner: width between the matrices of an expert, or of the MLP
+    layers: the target's layers whose inputs it reads; none: the features after the final norm
+    """
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    norm_eps: float
+    rope_theta: float
+    layers: tuple[int, ...] = ()
+
+    @property
+    def states(self) -> int:
+        """How many of the target's layers it reads."""
+        return len(self.layers)
+
+
+def family_of(family: str, features: str | None) -> str:
+    """The family that `--family` and `--features` name together. Raises UsageError where they contradict."""
+    if features == "last" and family.endswith("3"):
+        raise UsageError(f"A head of the family {family} reads fused features; leave --features last out, or take --family "
+                         f"{family.removesuffix('3')}.")  # fmt: skip
+    return f"{family.removesuffix('3')}3" if features == "fused" else family
+
+
+def sizes_of(config: Any, family: str, inner: int | None = None, layers: tuple[int, ...] | None = None) -> Sizes:
+    """The sizes of a head of a family for a target's config.
+
+    Args:
+        inner: of an expert or the MLP; None: the target's hidden size for an expert, twice that for the MLP
+        layers: those that a head with fused features reads; None: the published choice, 2, L/2 and L - 3 of L
+
+    Raises:
+        UsageError: the target has not these layers, or the head reads none
     """
     heads = config.num_attention_heads
     rope = getattr(config, "rope_parameters", None) or {}
-    return {
-        "hidden": config.hidden_size,
-        "heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "inner": inner or config.hidden_size,
-        "norm_eps": getattr(config, "rms_norm_eps", 1e-5),
-        "rope_theta": float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
-    }
+    return Sizes(
+        hidden=config.hidden_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        inner=inner or config.hidden_size * (1 if family.startswith("jakiro") else 2),
+        norm_eps=getattr(config, "rms_norm_eps", 1e-5),
+        rope_theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
+        layers=_layers(config.num_hidden_layers, family, layers),
+    )
 
 
-def published_config(config: Any, shape: dict[str, Any]) -> dict[str, Any]:
-    """A published head's `config.json`."""
-    return {
-        "architectures": ["JakiroHead"],
-        "model_type": "llama",
-        "hidden_size": shape["hidden"],
-        "intermediate_size": config.intermediate_size,
-        **({"intermediate": shape["inner"]} if shape["inner"] != shape["hidden"] else {}),
+def _layers(count: int, family: str, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    if not family.endswith("3"):
+        if wanted:
+            raise UsageError(f"A head of the family {family} reads the features after the final norm; --feature-layers is for "
+                             f"--features fused.")  # fmt: skip
+        return ()
+    layers = wanted or (2, count // 2, count - 3)
+    if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > count:
+        given = ",".join(map(str, layers))
+        raise UsageError(f"The target has {count} layers, and {given} are no ascending numbers of 0 to {count}; give others by "
+                         f"--feature-layers.")  # fmt: skip
+    return layers
+
+
+def published_config(config: Any, family: str, sizes: Sizes) -> dict[str, Any]:
+    """A head's `config.json` in its family's published format."""
+    experts = family.startswith("jakiro")
+    own: dict[str, Any] = {"architectures": [_ARCHITECTURES[family]], "model_type": "llama", "hidden_size": sizes.hidden}
+    if experts:
+        own["intermediate_size"] = config.intermediate_size
+        own.update({"intermediate": sizes.inner} if sizes.inner != sizes.hidden else {})
+    else:
+        own["intermediate_size"] = sizes.inner
+    own |= {
         "num_hidden_layers": 1,
-        "num_attention_heads": shape["heads"],
-        "num_key_value_heads": shape["kv_heads"],
-        "head_dim": shape["head_dim"],
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim,
         "max_position_embeddings": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "hidden_act": "silu",
-        "rms_norm_eps": shape["norm_eps"],
-        "rope_theta": shape["rope_theta"],
-        "num_local_experts": 2,
-        "num_experts_per_tok": 2,
-        "bias": True,
-        "dtype": "float16",
+        "rms_norm_eps": sizes.norm_eps,
+        "rope_theta": sizes.rope_theta,
     }
+    if experts:
+        own |= {"num_local_experts": 2, "num_experts_per_tok": 2}
+    if sizes.layers:
+        own |= {"eagle_aux_hidden_state_layer_ids": list(sizes.layers), "fc_norm": True}
+    else:
+        own["bias"] = True
+    return {**own, "dtype": "float16"}
+
+
+_ARCHITECTURES = {
+    "jakiro": "JakiroHead",
+    "jakiro3": "Jakiro3Head",
+    "eagle": "LlamaForCausalLM",
+    "eagle3": "LlamaForCausalLMEagle3",
+}

@@ -40,31 +40,36 @@ def _model(target: Target) -> Iterator[PreTrainedModel]:
     target._model = None
 
 
-def read_text(target: Target, files: tuple[Path, ...], work: Path, tokens: int | None, held_out: int) -> Text:
+def read_text(
+    target: Target, files: tuple[Path, ...], work: Path, tokens: int | None, held_out: int, layers: tuple[int, ...] = ()
+) -> Text:
     """The conversations of the user's files, of which at most `tokens` tokens are used.
 
     Features that lie next to a file, where `generate_text` has put them, are taken; others are computed, and kept in `work`.
+
+    Args:
+        layers: whose inputs the head reads; where it reads any, all is computed
     """
     longest, vocab, hidden = target.config.max_position_embeddings, target.config.vocab_size, target.config.hidden_size
     found = [
         (np.array(conversation, np.int32), asked, rows)
         for file in files
-        for (conversation, asked), rows in with_stored_features(file, list(read(file, vocab)), hidden)
+        for (conversation, asked), rows in with_stored_features(file, list(read(file, vocab)), hidden, take=not layers)
         if 8 <= len(conversation) <= longest
     ]
     if tokens is not None:
         found = [found[n] for n in part([conversation for conversation, _, _ in found], tokens, held_out)]
     bare = [conversation for conversation, _, rows in found if rows is None]
-    computed = np.empty((0, hidden), np.float16)
+    computed = np.empty((0, hidden * (1 + len(layers))), np.float16)
     if bare:
         with _model(target) as model, bar("Features", sum(map(len, bare))) as advance:
             nn.Module.to(model, fast_dtype())
-            computed = extract(model, bare, work, advance)
+            computed = extract(model, bare, work, advance, layers)
     text, start = Text(), 0
     for conversation, asked, rows in found:
         if rows is None:
             start, rows = start + len(conversation), computed[start : start + len(conversation)]
-        text.add([(conversation, asked)], rows)
+        text.add([(conversation, asked)], rows, hidden)
     return text
 
 

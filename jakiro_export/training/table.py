@@ -42,11 +42,11 @@ def markdown(results: Mapping[str, Result]) -> str:
     heads = ["variant", "parameters", "tokens", "steps", "CPU s/step", "CPU s", *(f"depth {n + 1}" for n in range(depths))]
     lines = [[*heads, "parallel step", "chain tau"], ["---"] * (len(heads) + 2)]
     for name, result in results.items():
-        measure, learned = result.measure, result.plan.mixture and result.plan.settings.contrast_loss > 0
+        measure, learned = result.measure, result.plan.settings.contrast_loss > 0
         lines.append([
             name, f"{result.parameters / 1e6:.2f} M", f"{result.tokens / 1000:.0f} k", str(result.steps),
             f"{result.cpu / result.steps:.3f}", f"{result.cpu:.0f}", *(f"{share:.3f}" for share in measure.accuracy),
-            f"{measure.contrast:.3f}" if learned else "", f"{measure.chain_tau:.3f}",
+            f"{measure.contrast:.3f}" if learned and measure.contrast is not None else "", f"{measure.chain_tau:.3f}",
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

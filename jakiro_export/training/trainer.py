@@ -18,7 +18,7 @@ from jakiro_export.training.batches import Batches
 from jakiro_export.training.columns import Columns, sample_columns
 from jakiro_export.training.features import Text
 from jakiro_export.training.heldout import HeldOut, Measure
-from jakiro_export.training.model import SoftCrossEntropy, TrainedHead
+from jakiro_export.training.model import FusedFeatureHead, SoftCrossEntropy, TrainedHead
 from jakiro_export.training.settings import Settings
 
 _SAVE = 100  # steps that an interruption may cost
@@ -57,6 +57,8 @@ class Trainer:
         self.draft_tokens = torch.from_numpy(np.sort(self.order[:vocab]))
         self._use(dtype or fast_dtype())
         self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
+        if isinstance(head, FusedFeatureHead) and not settings.trained:
+            head.fit_scale(torch.from_numpy(np.concatenate(data.features[:64])))
         self.held = held or HeldOut(data, data.held_out(settings.held_out), projection)
         train = np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         self.batches = Batches(data, train, settings.batch_tokens, settings.seed)
@@ -77,17 +79,17 @@ class Trainer:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _loss(self, group: np.ndarray, chain: int, guess_ahead: bool) -> Tensor:
-        tokens, truth, answers = self.batches.load(group)
+        tokens, truth, states, answers = self.batches.load(group)
         embeddings = torch.nn.functional.embedding(tokens[:, 1:], self.embedding)
-        noise = (torch.rand_like(truth) - 0.5) * (2 * self.settings.noise * self.scale)
-        noisy = (truth + noise)[:, :-1]
+        if not self.head.sizes.layers:  # a head with fused features learns from its own predictions alone
+            states = states + (torch.rand_like(states) - 0.5) * (2 * self.settings.noise * self.scale)
         columns = sample_columns(self.draft_projection, truth, answers, self.settings.columns)
         total = torch.zeros(())
         weight, norm = 1.0, 0.0
-        for step, (primary, contrast) in enumerate(self.head.steps(embeddings, noisy, chain)):
+        for step, (primary, contrast) in enumerate(self.head.steps(embeddings, states[:, :-1], chain)):
             total = total + weight * self.compare(primary, truth, columns, answers, 1, step)
             norm += weight
-            if step == self.step % chain and guess_ahead:  # trees of any depth end in it
+            if step == self.step % chain and guess_ahead and contrast is not None:  # trees of any depth end in it
                 total = total + self.settings.contrast_loss * self.compare(contrast, truth, columns, answers, 2, step)
             weight *= self.settings.decay
         return total / norm
@@ -115,7 +117,7 @@ class Trainer:
         accuracy, contrast = self._accuracy(HeldOut(self.data, drawn, self.projection))
         return {"accuracy": accuracy, "contrast": contrast}
 
-    def _accuracy(self, held: HeldOut) -> tuple[list[float], float]:
+    def _accuracy(self, held: HeldOut) -> tuple[list[float], float | None]:
         self.head.eval()
         with self._autocast():
             found = held.accuracy(self.head, self.embedding, self.draft_projection, self.draft_tokens, self.settings.depths)

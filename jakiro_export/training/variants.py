@@ -16,13 +16,13 @@ class Plan:
 
     width: inner size of an expert, in hidden sizes
     data: the share of the training text that is used, from the first conversation on
-    mixture: False for an EAGLE-2-style head, which has no parallel step either
+    family: of the head
     """
 
     settings: Settings
     width: float = 1.0
     data: float = 1.0
-    mixture: bool = True
+    family: str = "jakiro"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Axis:
 
 
 AXES = {
-    "eagle2": Axis("mixture", "EAGLE-2-style, steps in baselines", (1.0, 1.15)),
+    "eagle2": Axis("family", "EAGLE-2-style, steps in baselines", (1.0, 1.15)),
     "chain": Axis("chain", "steps through own predictions", (1, 2, 4, 6)),
     "data": Axis("data", "share of the text", (0.125, 0.25, 0.5)),
     "width": Axis("width", "inner size / hidden size", (0.5, 1.5, 3, 6)),
@@ -59,7 +59,7 @@ def changed(plan: Plan, name: str, value: float) -> Plan:
     """The plan at another place of the axis `name`."""
     if name == "eagle2":
         steps = max(1, round((plan.settings.steps or 1) * value))
-        return replace(plan, mixture=False, settings=replace(plan.settings, steps=steps, contrast_loss=0.0))
+        return replace(plan, family="eagle", settings=replace(plan.settings, steps=steps))
     field = AXES[name].field
     if field == "width":
         return replace(plan, width=value)

@@ -111,7 +111,9 @@ def test_the_known_families_are_still_told_apart(tmp_path: Path, toy_head: Path)
 
 
 def test_a_head_of_no_known_family_is_named(tmp_path: Path, toy_head: Path) -> None:
-    with pytest.raises(ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Gumiho, Jakiro, Jakiro-3, Jakiro\*\)"):
+    with pytest.raises(
+        ExportError, match=r"no family that this exporter knows \(EAGLE, EAGLE-3, Gumiho, Jakiro, Jakiro-3, Jakiro\*\)"
+    ):
         registry.load_head(toy_head, "head")
 
 

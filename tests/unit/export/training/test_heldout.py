@@ -9,20 +9,21 @@ import torch
 from conversations import random_conversations
 from jakiro_export.training.features import Text
 from jakiro_export.training.heldout import HeldOut
-from jakiro_export.training.model import TrainedHead
+from jakiro_export.training.model import new_head
+from jakiro_export.training.sizes import Sizes
 
 
 @pytest.mark.parametrize("depths", [1, 3])
 def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
     """One chain at a time, token by token of the text, each guess from the feature that the one before it predicted."""
     torch.manual_seed(0)
-    head = TrainedHead(16, 2, 1, 8, 16, 1e-5, 10000.0)
+    head = new_head("jakiro", Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0))
     embedding, projection, kept = torch.randn(60, 16), torch.randn(60, 16), torch.arange(0, 60, 2)
     text = Text()
     conversations = random_conversations(15, vocab=60)
     asked = [1, *range(len(conversations) - 1)]
     features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
-    text.add(zip(conversations, asked, strict=True), features)
+    text.add(zip(conversations, asked, strict=True), features, 16)
     held = HeldOut(text, text.held_out(3), projection)
     accuracy, contrast = held.accuracy(head, embedding, projection[kept], kept, depths)
     hits, counts = np.zeros(depths + 1), np.zeros(depths + 1)

@@ -11,8 +11,9 @@ import torch
 from conversations import random_conversations
 from jakiro_export.training.columns import sample_columns
 from jakiro_export.training.features import Text
-from jakiro_export.training.model import TrainedHead
+from jakiro_export.training.model import new_head
 from jakiro_export.training.settings import Settings
+from jakiro_export.training.sizes import Sizes
 from jakiro_export.training.trainer import Trainer
 
 
@@ -20,9 +21,13 @@ def small_trainer(
     folder: Path, asked: list[int] | None = None, dtype: torch.dtype = torch.float32, **settings: object
 ) -> Trainer:
     torch.manual_seed(0)
-    head, text, conversations = TrainedHead(16, 2, 1, 8, 16, 1e-5, 10000.0), Text(), random_conversations(15, vocab=60)
+    head, text, conversations = (
+        new_head("jakiro", Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0)),
+        Text(),
+        random_conversations(15, vocab=60),
+    )
     features = np.random.default_rng(0).standard_normal((sum(map(len, conversations)), 16)).astype(np.float16)
-    text.add(zip(conversations, asked or [4] * 15, strict=True), features)
+    text.add(zip(conversations, asked or [4] * 15, strict=True), features, 16)
     chosen = Settings(hours=None, steps=10, draft_vocab=40, held_out=2, **settings)  # type: ignore[arg-type]
     return Trainer(head, text, torch.randn(60, 16), torch.randn(60, 16), chosen, folder, dtype=dtype)
 
@@ -51,7 +56,7 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
     asked = [1, 5, 0, 7, 3] * 3
     trainer = small_trainer(tmp_path, asked)
     group = np.array([3, 6, 9])
-    _, truth, answers = trainer.batches.load(group)
+    _, truth, _, answers = trainer.batches.load(group)
     columns = sample_columns(trainer.draft_projection, truth, answers, trainer.settings.columns)
     for step, ahead in ((0, 1), (2, 1), (2, 2)):
         guess = torch.randn(len(group), truth.shape[1] - 1, 16, requires_grad=True)
