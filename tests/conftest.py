@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,11 @@ quiet_libraries()
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 
+import jakiro_export.graphs  # noqa: E402
+import jakiro_export.targets.trace  # noqa: E402
 import tiny  # noqa: E402
 from jakiro_runtime import Engine  # noqa: E402
+from traces import Traces  # noqa: E402
 
 hypothesis.settings.register_profile(
     "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
@@ -67,6 +70,16 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return path
 
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces() -> Iterator[Traces]:
+    """Every graph of this process is traced once."""
+    kept = Traces()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jakiro_export.graphs, "trace", kept.around(jakiro_export.graphs.trace))
+        patch.setattr(jakiro_export.targets.trace, "trace_module", kept.around(jakiro_export.targets.trace.trace_module))
+        yield kept
 
 
 @pytest.fixture(scope="session")
