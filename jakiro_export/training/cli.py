@@ -35,7 +35,7 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--features", type=click.Choice(["last", "fused"]), default=None, show_default="the family's",
               help="What the head reads of the target: "
               "the features after its final norm, or the inputs of several layers.")  # fmt: skip
-@click.option("--feature-layers", metavar="N,N,..", default=None, show_default="2, L/2 and L - 3 of L layers",
+@click.option("--feature-layers", metavar="N,N,..", default=None, show_default="2, L/2 and L of L layers; L - 3 for eagle3",
               help="The layers whose inputs a head with fused features reads.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip

@@ -203,16 +203,24 @@ class FusedFeatureHead(TrainedHead):
         self.midlayer = FusedLayer(sizes, experts)
         self.norm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
         with torch.no_grad():  # start as a copy of the last of them
-            self.fc.weight[:, -sizes.hidden :] += torch.eye(sizes.hidden)
+            self.fc.weight.zero_()
+            self.fc.weight[:, -sizes.hidden :] = torch.eye(sizes.hidden)
 
     @property
     def layer(self) -> Layer:  # type: ignore[override]
         return self.midlayer
 
-    def fit_scale(self, features: Tensor) -> None:
-        """Let predictions begin at the scale of the target's own features after its final norm, [rows, hidden]."""
+    def fit_scale(self, features: Tensor, states: Tensor) -> None:
+        """Let predictions begin as near the target's features as a norm of the last state comes.
+
+        Args:
+            features: after the target's final norm, [rows, hidden]
+            states: what the head reads beside them, [rows, states * hidden]
+        """
         with torch.no_grad():
-            self.norm.weight.copy_(features.float().pow(2).mean(0).sqrt())
+            last = states[:, -self.sizes.hidden :].float()
+            normed = last * (last.pow(2).mean(-1, keepdim=True) + self.sizes.norm_eps).rsqrt()
+            self.norm.weight.copy_((features.float() * normed).sum(0) / normed.pow(2).sum(0).clamp(min=1e-6))
 
     def start(self, features: Tensor) -> Tensor:
         parts = features.chunk(len(self.fc_norm), -1)

@@ -46,7 +46,8 @@ def sizes_of(config: Any, family: str, inner: int | None = None, layers: tuple[i
 
     Args:
         inner: of an expert or the MLP; None: the target's hidden size for an expert, twice that for the MLP
-        layers: those that a head with fused features reads; None: the published choice, 2, L/2 and L - 3 of L
+        layers: those that a head with fused features reads; None: 2, L/2 and, of L, the published L - 3 for EAGLE-3 and the
+            output of the last one for Jakiro-3
 
     Raises:
         UsageError: the target has not these layers, or the head reads none
@@ -71,7 +72,7 @@ def _layers(count: int, family: str, wanted: tuple[int, ...] | None) -> tuple[in
             raise UsageError(f"A head of the family {family} reads the features after the final norm; --feature-layers is for "
                              f"--features fused.")  # fmt: skip
         return ()
-    layers = wanted or (2, count // 2, count - 3)
+    layers = wanted or (2, count // 2, count if family == "jakiro3" else count - 3)
     if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > count:
         given = ",".join(map(str, layers))
         raise UsageError(f"The target has {count} layers, and {given} are no ascending numbers of 0 to {count}; give others by "

@@ -58,7 +58,7 @@ class Trainer:
         self._use(dtype or fast_dtype())
         self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
         if isinstance(head, FusedFeatureHead) and not settings.trained:
-            head.fit_scale(torch.from_numpy(np.concatenate(data.features[:64])))
+            head.fit_scale(*(torch.from_numpy(np.concatenate(rows[:64])) for rows in (data.features, data.states)))
         self.held = held or HeldOut(data, data.held_out(settings.held_out), projection)
         train = np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         self.batches = Batches(data, train, settings.batch_tokens, settings.seed)

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
 from safetensors.numpy import load_file
 
 import tiny
 from answers import run
 from jakiro_export.checkpoints.target import load_target
+from jakiro_export.heads.registry import load_head
+from jakiro_export.training.cli import main
 from jakiro_runtime import Engine
 from paths import ROOT
 
@@ -58,6 +61,48 @@ def test_it_learns_and_can_be_exported(trained: Path, tiny_target: Path, tmp_pat
     engine = Engine.open(out)
     plain = run(engine.session(speculate=False), [5, 6, 7])
     assert run(engine.session(), [5, 6, 7]).tokens == plain.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("eagle", ()), ("eagle3", ("--feature-layers", "0,1,2")), ("jakiro3", ("--feature-layers", "1,3"))],
+)
+def test_heads_of_other_families_are_trained_and_exported(
+    tiny_target: Path, tmp_path: Path, family: str, more: tuple[str, ...]
+) -> None:
+    """Written in the family's format, gone on with by --init, and an engine that changes no token."""
+    random = np.random.default_rng(0)
+    lines = [{"prompt": random.integers(3, 320, 6).tolist(), "response": random.integers(3, 320, 40).tolist()} for _ in range(60)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = ["-t", str(tiny_target), "--data", str(tmp_path / "talks.jsonl"), "--draft-vocab", "128", "--steps", "6", *more]
+    named = ["--features", "fused"] if family == "jakiro3" else ["--family", family]
+    assert CliRunner().invoke(main, [*said, *named, "-o", str(tmp_path / "one")]).exit_code == 0
+    again = [*said, *named, "-o", str(tmp_path / "two"), "--init", str(tmp_path / "one"), "--learning-rate", "0"]
+    assert CliRunner().invoke(main, again).exit_code == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert load_head(tmp_path / "one", "head").variant == family
+    engine = Engine.open(tiny.make_engine(tmp_path / "engine", tiny_target, tmp_path / "one", draft_vocab=128))
+    assert engine.manifest.draft.draft_vocab == 128
+    assert run(engine.session(), [5, 6, 7]).tokens == run(engine.session(speculate=False), [5, 6, 7]).tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--family", "eagle3", "--features", "last"), "reads fused features; leave --features last out"),
+        (("--family", "eagle", "--feature-layers", "0,1"), "reads the features after the final norm"),
+        (("--features", "fused", "--feature-layers", "0,9"), "has 3 layers, and 0,9 are no ascending numbers of 0 to 3"),
+        (("--features", "fused", "--feature-layers", "a"), "is no list of numbers such as 2,15,27"),
+    ],
+)
+def test_what_a_family_cannot_read_gets_a_sentence(
+    tiny_target: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    result = CliRunner().invoke(main, ["-t", str(tiny_target), "-o", str(tmp_path / "head"), *options])
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.split())
 
 
 @pytest.mark.slow
