@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,21 @@ class Target:
             ExportError: it is missing or damaged, or needs a package that is not installed
         """
         if self._tokenizer is None:
+            self._check_sentencepiece()
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, **self.gguf)
             except Exception as error:  # a missing package, a damaged file, code that is not run: all are said in one sentence
                 raise ExportError(f"There is no usable tokenizer with the target in {self.folder}: {_first(error)}") from error
         return self._tokenizer
+
+    def _check_sentencepiece(self) -> None:
+        """Raise ExportError for a SentencePiece tokenizer that cannot be read; transformers would ask for tiktoken."""
+        bare = (self.folder / "tokenizer.model").is_file() and not (self.folder / "tokenizer.json").is_file()
+        if bare and find_spec("sentencepiece") is None:
+            raise ExportError(
+                f"The target in {self.folder} has its tokenizer as tokenizer.model alone, and the package that reads it is "
+                f"missing; pip install sentencepiece."
+            )
 
 
 def load_target(path: Path, name: str) -> Target:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
 from jakiro_export.checkpoints.target import load_target
+from jakiro_export.checkpoints.tokenizer import check_tokenizer, write_tokenizer
 from jakiro_export.errors import ExportError
+from jakiro_runtime.text.encoder import TextEncoder, read_tokenizer
 
 
 def change(folder: Path, file: str, **values: Any) -> None:
@@ -118,12 +122,43 @@ def test_ends_of_an_answer_are_token_ids(target: Path, ids: object) -> None:
         load_target(target, "x")
 
 
-def test_a_tokenizer_that_needs_a_package_says_so(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ImportError("LlamaTokenizer requires the SentencePiece library but it was not found")
+def with_sentencepiece(target: Path) -> Any:
+    """The target with a SentencePiece model in the place of its tokenizer, of the kind that Llama 2 has; its own reader."""
+    text = "The quick brown fox jumps over the lazy dog. Zwölf Boxkämpfer jagen Viktor über den großen Sylter Deich.\n" * 20
+    written = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()), model_writer=written, vocab_size=tiny.VOCAB, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    for file in target.glob("*token*"):
+        file.unlink()
+    (target / "tokenizer.model").write_bytes(written.getvalue())
+    said = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps({**said, "legacy": False}))
+    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
 
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
-    with pytest.raises(ExportError, match="SentencePiece"):
+
+def test_a_sentencepiece_tokenizer_alone_is_enough(target: Path, tmp_path: Path) -> None:
+    reader = with_sentencepiece(target)
+    tokenizer = load_target(target, "x").tokenizer()
+    check_tokenizer(tokenizer, target)
+    write_tokenizer(tokenizer, tmp_path, target)
+    ours = TextEncoder(read_tokenizer(tmp_path / "tokenizer.json"))
+    for text in ("The lazy fox", "Zwölf  große Boxkämpfer", "漢字 and 😀"):
+        assert ours.encode(text) == [1, *reader.encode(text)]
+
+
+def test_a_tokenizer_that_needs_a_package_says_so(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_sentencepiece(target)
+    monkeypatch.setattr("jakiro_export.checkpoints.target.find_spec", lambda _: None)
+    with pytest.raises(ExportError, match="pip install sentencepiece"):
         load_target(target, "x").tokenizer()
 
 
