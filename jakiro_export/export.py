@@ -19,7 +19,7 @@ from jakiro_export.checkpoints.target import Target, load_target
 from jakiro_export.checkpoints.tokenizer import check_tokenizer, write_tokenizer
 from jakiro_export.errors import ExportError
 from jakiro_export.graphs import draft_graph, target_graph
-from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.model import DraftTree
 from jakiro_export.heads.registry import load_head
 from jakiro_export.plan import ExportOptions, ExportPlan, make_plan
 from jakiro_export.quantization.scaling import scale_by_activations
@@ -129,28 +129,27 @@ def _choose_tree(folder: Path, plan: ExportPlan, files: DataFiles) -> tuple[Expo
     assert plan.search is not None
     opened, template = open_graph(folder / "target.onnx"), ChatTemplate.read(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    head, written = plan.draft.head.config, plan.draft.tree.shape
+    head, written = plan.draft.head.config, plan.draft.tree
 
-    def write(shape: TreeShape) -> Engine:
+    def write(tree: DraftTree) -> Engine:
         nonlocal written
-        with_shape = plan.with_shape(shape)
-        if shape != written:
-            save(draft_graph(with_shape.draft, plan.metadata), folder / "draft.onnx", files)
-            written = shape
-        manifest = with_shape.manifest()
+        with_tree = plan.with_tree(tree)
+        if tree is not written:
+            save(draft_graph(with_tree.draft, plan.metadata), folder / "draft.onnx", files)
+            written = tree
+        manifest = with_tree.manifest()
         eos = frozenset(manifest.model.eos_token_ids)
         return Engine(Bundle(manifest, opened, open_graph(folder / "draft.onnx"), tokenizer, template, eos))
 
-    def eager(shape: TreeShape) -> DraftCall:
-        with_shape = plan.with_shape(shape)
-        return torch_draft(load_draft(with_shape.draft), with_shape.manifest().draft_contract, shape.depth + 1)
+    def eager(tree: DraftTree) -> DraftCall:
+        with_tree = plan.with_tree(tree)
+        return torch_draft(load_draft(with_tree.draft), with_tree.manifest().draft_contract, tree.shape.depth + 1)
 
     proposed = plan.draft.draft_vocab or head.vocab
-    constraints, searchable = TreeConstraints(*plan.search), plan.draft.tree.searchable
-    shape, chosen = choose_tree(write, eager, written, constraints, proposed, searchable)
+    tree, chosen = choose_tree(write, eager, written, TreeConstraints(*plan.search), proposed)
     place = machine.describe(None)
     measured = {"cpu": place["cpu"], "threads": place["threads"], **chosen.measured}
-    return plan.with_shape(shape), replace(chosen, measured=measured)
+    return plan.with_tree(tree), replace(chosen, measured=measured)
 
 
 def _check(folder: Path, plan: ExportPlan, report: Report) -> list[Check]:

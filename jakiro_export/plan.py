@@ -196,9 +196,9 @@ class ExportPlan:
     verify: bool
     metadata: dict[str, str]
 
-    def with_shape(self, shape: TreeShape) -> ExportPlan:
-        """The same with a tree of another shape."""
-        return replace(self, draft=replace(self.draft, tree=self.draft.tree.reshaped(shape)))
+    def with_tree(self, tree: DraftTree) -> ExportPlan:
+        """The same with another tree."""
+        return replace(self, draft=replace(self.draft, tree=tree))
 
     def summary(self) -> Iterator[tuple[str, str]]:
         """Target, head and engine in words: pairs of a label and a line."""

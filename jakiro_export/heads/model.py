@@ -53,6 +53,11 @@ class DraftTree(ABC):
     def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
 
+    @property
+    @abstractmethod
+    def passes(self) -> list[int]:
+        """Rows of each pass through the head's layers, the first one of the last accepted row."""
+
     def constants(self) -> dict[str, np.ndarray]:
         """Index arrays that the graph holds, by name."""
         return {}

@@ -108,6 +108,10 @@ class DynamicBeam(DraftTree):
 
     searchable = True
 
+    @property
+    def passes(self) -> list[int]:
+        return [1] + [self.shape.top_k] * (self.shape.depth - (1 if self.shape.parallel else 0))
+
     def reshaped(self, shape: TreeShape) -> DynamicBeam:
         return DynamicBeam(replace(shape, parallel=shape.parallel and self.shape.parallel))
 
@@ -169,13 +173,22 @@ class SerialThenParallel(DraftTree):
         super().__init__(shape)
         self.guesses = guesses
 
+    @property
+    def serial(self) -> int:
+        """Levels after the first one that have a pass of their own."""
+        return max(min(1, self.shape.depth), self.shape.depth - self.guesses)
+
+    @property
+    def passes(self) -> list[int]:
+        return [1] + [self.shape.top_k] * self.serial
+
     def reshaped(self, shape: TreeShape) -> SerialThenParallel:
         return SerialThenParallel(shape, self.guesses)
 
     def grow(self, model: DraftModel, last: LastRows) -> TreeOutputs:
         assert isinstance(model, Guessing)
         shape, width = self.shape, self.shape.top_k
-        serial = max(min(1, shape.depth), shape.depth - self.guesses)
+        serial = self.serial
         rows = _TreeRows(model, last)
         prediction = rows.first(parallel=False)
         candidates = _Candidates(model, prediction, width)
@@ -225,8 +238,13 @@ class StaticPaths(DraftTree):
 
     def __init__(self, paths: Sequence[tuple[int, ...]]) -> None:
         depth, top_k = max(map(len, paths)) - 1, 1 + max(path[-1] for path in paths)
-        super().__init__(TreeShape(depth=depth, top_k=top_k, nodes=len(paths)))
+        super().__init__(TreeShape(depth=depth, top_k=top_k, nodes=len(paths), parallel=False))
         self.paths = tuple(paths)
+
+    @property
+    def passes(self) -> list[int]:
+        parents = {path[:-1] for path in self.paths}
+        return [sum(len(path) == level for path in parents) for level in range(self.shape.depth + 1)]
 
     def reshaped(self, shape: TreeShape) -> StaticPaths:
         return self

@@ -6,5 +6,6 @@ simulate.py    offline decoding of the answers, round by round, from the traces 
 costs.py       what passes, drafting and the host take on this machine, and what decoding really comes to
 shapes.py      the shapes that are searched, and what the user fixed of them
 search.py      coordinate search over depth and top_k; nodes follow from them
+static.py      trees along fixed paths
 choose.py      all of it in order, repeated where the machine's speed changed meanwhile
 """

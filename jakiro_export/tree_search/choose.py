@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.config import TreeShape
+from jakiro_export.heads.model import DraftTree
 from jakiro_export.tree_search.costs import (
     draft_cost,
     expected_decoding,
@@ -18,7 +18,7 @@ from jakiro_export.tree_search.costs import (
     target_costs,
     warm_up,
 )
-from jakiro_export.tree_search.search import Candidate, Search
+from jakiro_export.tree_search.search import Candidate, Search, fixed_paths, shape_of
 from jakiro_export.tree_search.shapes import TreeConstraints
 from jakiro_export.tree_search.texts import Text, calibration_texts
 from jakiro_export.tree_search.traces import DraftCall, engine_draft, trace
@@ -33,24 +33,22 @@ _WRITES = 2  # draft graphs written next to the first one while searching
 
 
 def choose_tree(
-    write: Callable[[TreeShape], Engine],
-    eager: Callable[[TreeShape], DraftCall],
-    start: TreeShape,
+    write: Callable[[DraftTree], Engine],
+    eager: Callable[[DraftTree], DraftCall],
+    start: DraftTree,
     constraints: TreeConstraints,
     max_top_k: int,
-    searchable: bool,
-) -> tuple[TreeShape, TreePlan]:
+) -> tuple[DraftTree, TreePlan]:
     """Find the fastest tree, and leave its draft graph written.
 
     Decoding with it is compared with what was expected; where they disagree, the plan says so: then the machine's speed changed
     between the two, and the choice rests on costs of another moment.
 
     Args:
-        write: writes the draft graph of a shape and opens the engine
-        eager: the draft phase of a shape in torch
-        start: a shape to begin with
+        write: writes the draft graph with a tree and opens the engine
+        eager: the draft phase with a tree in torch
+        start: a tree to begin with; where it is not searchable, only its number of nodes is chosen, round by round
         max_top_k: the number of tokens that the head may propose
-        searchable: False for a head with a tree of its own, of which only the number of nodes is chosen, round by round
 
     Raises:
         ExportError: the target says next to nothing
@@ -63,7 +61,7 @@ def choose_tree(
         raise ExportError(
             "The target answers the calibration prompts with next to nothing; give the tree with --depth and --nodes."
         )
-    chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, searchable, effort)
+    chooser = _Chooser(write, engine, start, texts, eager, constraints, max_top_k, effort)
     stable = chooser.attempt()
     measured = {
         "answers": len(texts),
@@ -71,7 +69,7 @@ def choose_tree(
         "others": other_load.share(),
         "stable": stable,
     }
-    return chooser.shape, replace(chooser.plan, measured=measured)
+    return chooser.tree, replace(chooser.plan, measured=measured)
 
 
 class Effort(NamedTuple):
@@ -100,24 +98,23 @@ class Effort(NamedTuple):
 class _Chooser:
     """One search.
 
-    shape, plan: what was chosen; its draft graph is the one that is written
+    tree, plan: what was chosen; its draft graph is the one that is written
     """
 
     def __init__(
         self,
-        write: Callable[[TreeShape], Engine],
+        write: Callable[[DraftTree], Engine],
         engine: Engine,
-        start: TreeShape,
+        start: DraftTree,
         texts: Sequence[Text],
-        eager: Callable[[TreeShape], DraftCall],
+        eager: Callable[[DraftTree], DraftCall],
         constraints: TreeConstraints,
         max_top_k: int,
-        searchable: bool,
         effort: Effort,
     ) -> None:
         self._effort = effort
-        self.shape, self._engine = start, engine
-        self._write, self._texts, self._searchable = write, texts, searchable
+        self.tree, self._engine = start, engine
+        self._write, self._texts = write, texts
         self._search = Search(texts, eager, constraints, start, max_top_k)
         self.plan = self._search.plan
 
@@ -128,10 +125,10 @@ class _Chooser:
         self._search.plan = replace(
             costs, host_ms=round(host_cost(self._engine, self._texts[0], self._effort.answers_for_host) * reference_ms(costs), 3)
         )
-        considered = self._choose() if self._searchable else []
+        considered = self._choose() if self.tree.searchable else []
         draft = engine_draft(self._engine)
         traces = [trace(draft, text) for text in self._texts]
-        found = self._search.candidate(self.shape, traces, draft_cost(self._engine))
+        found = self._search.candidate(self.tree, traces, draft_cost(self._engine))
         expected = expected_decoding(found.plan, found.outcome)
         planned = Engine(self._engine.bundle.replace(manifest=replace(self._engine.manifest, tree=found.plan)))
         result = measured_decoding(planned, self._texts)
@@ -144,25 +141,31 @@ class _Chooser:
                 "nodes_per_round": round(found.outcome.nodes / rounds, 4),
             },
             considered=[each.as_dict() for each in considered],
-            shape={"depth": self.shape.depth, "top_k": self.shape.top_k, "nodes": self.shape.nodes},
+            shape=shape_of(self.tree),
             result=result.as_dict(),
         )
         return result.agrees(expected)
 
     def _choose(self) -> list[Candidate]:
-        """Search, timing the draft phases of the most promising shapes; the best one is written. What was considered."""
+        """Search, timing the draft phases of the most promising trees; the best one is written. What was considered."""
         search = self._search
-        search.draft_costs[self.shape.depth, self.shape.top_k] = draft_cost(self._engine)
+        search.note(self.tree, draft_cost(self._engine))
         for _ in range(_WRITES):
-            best = search.ranking()[0].shape
-            if (best.depth, best.top_k) in search.draft_costs:
+            best = search.ranking()[0].tree
+            if search.knows(best):
                 break
-            self._open(search.smallest(best))
-            search.draft_costs[best.depth, best.top_k] = draft_cost(self._engine)
-        considered = search.ranking()
-        self._open(search.smallest(search.best_measured().shape))
-        return considered
+            self._time(search.smallest(best))
+        considered, fixed = search.ranking(), search.best_static()
+        if fixed is not None and fixed.outcome.rate > search.best_measured().outcome.rate:
+            self._time(fixed.tree)
+            fixed = search.best_static()
+        self._open(search.smallest(search.best_measured().tree))
+        return sorted([*considered, *([fixed] if fixed else [])], key=lambda each: -each.outcome.rate)
 
-    def _open(self, shape: TreeShape) -> None:
-        if shape != self.shape:
-            self._engine, self.shape = self._write(shape), shape
+    def _time(self, tree: DraftTree) -> None:
+        self._open(tree)
+        self._search.note(tree, draft_cost(self._engine))
+
+    def _open(self, tree: DraftTree) -> None:
+        if (shape_of(tree), fixed_paths(tree)) != (shape_of(self.tree), fixed_paths(self.tree)):
+            self._engine, self.tree = self._write(tree), tree

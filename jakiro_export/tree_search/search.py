@@ -1,4 +1,4 @@
-"""Coordinate search over the depth and top_k of a draft tree; the number of nodes follows from them."""
+"""Search for a draft tree: depth and top_k of a beam, whose number of nodes follows from them, and fixed paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jakiro_export.heads.config import TreeShape
-from jakiro_export.tree_search import simulate
+from jakiro_export.heads.model import DraftTree
+from jakiro_export.heads.trees import StaticPaths
+from jakiro_export.tree_search import simulate, static
 from jakiro_export.tree_search.costs import reference_ms
 from jakiro_export.tree_search.shapes import TreeConstraints, node_counts, widest
 from jakiro_export.tree_search.texts import Text
@@ -21,19 +22,35 @@ _ENOUGH = 0.995  # of the best rate: the smallest tree that reaches it is taken
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape and what it is expected to come to."""
+    """A tree and what it is expected to come to."""
 
-    shape: TreeShape
+    tree: DraftTree
     plan: TreePlan
     outcome: simulate.Outcome
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **{name: getattr(self.shape, name) for name in ("depth", "top_k", "nodes")},
+            **shape_of(self.tree),
             "draft_ms": round(self.plan.draft_ms, 3),
             "tau": round(self.outcome.tau, 4),
             "tokens_per_second": round(self.outcome.rate, 2),
         }
+
+
+def shape_of(tree: DraftTree) -> dict[str, int]:
+    """The shape of a tree as a `TreePlan` has it."""
+    found = {name: getattr(tree.shape, name) for name in ("depth", "top_k", "nodes")}
+    return {**found, "static": 1} if isinstance(tree, StaticPaths) else found
+
+
+def fixed_paths(tree: DraftTree) -> tuple[tuple[int, ...], ...] | None:
+    """The paths of a tree whose nodes are fixed; None for one that chooses them."""
+    return tree.paths if isinstance(tree, StaticPaths) else None
+
+
+def _key(tree: DraftTree) -> tuple[Any, ...]:
+    """What trees have in common of which one draft phase costs as much as the other: a beam's nodes are chosen at its end."""
+    return fixed_paths(tree) or (tree.shape.depth, tree.shape.top_k)
 
 
 class Search:
@@ -41,28 +58,35 @@ class Search:
 
     Args:
         texts: to draft along
-        eager: the draft phase of a shape, in torch
-        like: a shape with everything that is not searched
+        eager: the draft phase with a tree, in torch
+        like: a tree with everything that is not searched
         max_top_k: the number of tokens that the head may propose
 
     plan: of `target_costs`, with `host_ms`; set before searching, and again to search by another measurement
-    draft_costs: measured draft phases, in reference passes, by depth and top_k
     """
 
     def __init__(
         self,
         texts: Sequence[Text],
-        eager: Callable[[TreeShape], DraftCall],
+        eager: Callable[[DraftTree], DraftCall],
         constraints: TreeConstraints,
-        like: TreeShape,
+        like: DraftTree,
         max_top_k: int,
     ) -> None:
         self.texts, self.constraints = texts, constraints
         self.plan = TreePlan([], {}, 0.0, [], [], {})
-        self.draft_costs: dict[tuple[int, int], float] = {}
-        self._eager, self._like = eager, like
+        self._measured: dict[tuple[Any, ...], tuple[DraftTree, float]] = {}
+        self._eager, self._like, self._max_top_k = eager, like, max_top_k
         self._depths, self._top_ks = constraints.depths(), constraints.top_ks(max_top_k)
-        self._traces: dict[tuple[int, int], list[DraftTrace]] = {}
+        self._traces: dict[tuple[Any, ...], list[DraftTrace]] = {}
+
+    def note(self, tree: DraftTree, draft_cost: float) -> None:
+        """Know what a tree's draft phase takes, in reference passes."""
+        self._measured[_key(tree)] = tree, draft_cost
+
+    def knows(self, tree: DraftTree) -> bool:
+        """Whether that was measured."""
+        return _key(tree) in self._measured
 
     def ranking(self) -> list[Candidate]:
         """The shapes that were considered, by what is known so far, best first."""
@@ -73,11 +97,11 @@ class Search:
             rates: list[float] = []
             for place in line:
                 if place not in found:
-                    found[place] = self._evaluate(*place)
+                    found[place] = self._evaluate(self._beam(*place))
                 rates.append(found[place].outcome.rate)
                 if len(rates) > 2 and rates[-1] < rates[-2] < rates[-3]:
                     break
-            shape = max(found.values(), key=lambda each: each.outcome.rate).shape
+            shape = max(found.values(), key=lambda each: each.outcome.rate).tree.shape
             return shape.depth, shape.top_k
 
         place = best_along([(depth, self._top_ks[len(self._top_ks) // 2]) for depth in self._depths])
@@ -88,47 +112,65 @@ class Search:
             if place == before:
                 return sorted(found.values(), key=lambda each: -each.outcome.rate)
 
+    def best_static(self) -> Candidate | None:
+        """The best tree along fixed paths, by what is known so far; None where the user asked for a shape."""
+        if not self.constraints.shapeless:
+            return None
+        tree = static.wide(self._max_top_k)
+        sizes = static.SIZES if self.constraints.nodes is None else (self.constraints.nodes,)
+        traces = self._traced(tree)
+        found = [self._evaluate(static.best(tree, traces, nodes)) for nodes in sizes if nodes <= len(tree.paths)]
+        return max(found, key=lambda each: each.outcome.rate, default=None)
+
     def best_measured(self) -> Candidate:
-        """The best of the shapes whose draft phase was timed."""
-        return max((self._evaluate(*place) for place in self.draft_costs), key=lambda each: each.outcome.rate)
+        """The best of the trees whose draft phase was timed."""
+        return max((self._evaluate(tree) for tree, _ in self._measured.values()), key=lambda each: each.outcome.rate)
 
-    def _evaluate(self, depth: int, top_k: int) -> Candidate:
-        shape = widest(depth, top_k, self.constraints, self._like)
-        if (depth, top_k) not in self._traces:
-            draft = self._eager(shape)
-            self._traces[depth, top_k] = [trace(draft, text) for text in self.texts]
-        return self.candidate(shape, self._traces[depth, top_k], self._draft_cost(depth, top_k))
+    def _beam(self, depth: int, top_k: int) -> DraftTree:
+        return self._like.reshaped(widest(depth, top_k, self.constraints, self._like.shape))
 
-    def candidate(self, shape: TreeShape, traces: Sequence[DraftTrace], draft_cost: float) -> Candidate:
-        """What a shape is expected to come to, from its traces and its draft phase in reference passes."""
+    def _traced(self, tree: DraftTree) -> list[DraftTrace]:
+        """The trees of all texts, drafted once."""
+        if _key(tree) not in self._traces:
+            draft = self._eager(tree)
+            self._traces[_key(tree)] = [trace(draft, text) for text in self.texts]
+        return self._traces[_key(tree)]
+
+    def _evaluate(self, tree: DraftTree) -> Candidate:
+        if not isinstance(tree, StaticPaths):
+            tree = self._beam(tree.shape.depth, tree.shape.top_k)
+        return self.candidate(tree, self._traced(tree), self._draft_cost(tree))
+
+    def candidate(self, tree: DraftTree, traces: Sequence[DraftTrace], draft_cost: float) -> Candidate:
+        """What a tree is expected to come to, from its traces and its draft phase in reference passes."""
         plan = replace(self.plan, draft_ms=round(draft_cost * reference_ms(self.plan), 3))
-        fixed = {nodes: simulate.decode_fixed(traces, plan, nodes) for nodes in node_counts(shape)}
+        fixed = {nodes: simulate.decode_fixed(traces, plan, nodes) for nodes in node_counts(tree.shape)}
         likely = max(fixed, key=lambda nodes: fixed[nodes].rate)
         plan = simulate.with_acceptance(traces, simulate.with_rate(plan, fixed[likely].rate), likely)
-        return Candidate(shape, *simulate.fixed_point(traces, plan, shape.nodes))
+        return Candidate(tree, *simulate.fixed_point(traces, plan, tree.shape.nodes))
 
-    def smallest(self, shape: TreeShape) -> TreeShape:
-        """The shape with no more nodes than help, where the user did not say how many."""
-        found = self._evaluate(shape.depth, shape.top_k)
-        if self.constraints.nodes is not None:
-            return found.shape
-        traces = self._traces[shape.depth, shape.top_k]
-        rates = ((nodes, simulate.decode_adaptive(traces, found.plan, nodes).rate) for nodes in node_counts(found.shape))
-        return replace(shape, nodes=next(nodes for nodes, rate in rates if rate >= _ENOUGH * found.outcome.rate))
+    def smallest(self, tree: DraftTree) -> DraftTree:
+        """The tree with no more nodes than help, where the user did not say how many."""
+        found = self._evaluate(tree)
+        if self.constraints.nodes is not None or isinstance(tree, StaticPaths):
+            return found.tree
+        shape, traces = found.tree.shape, self._traced(found.tree)
+        rates = ((nodes, simulate.decode_adaptive(traces, found.plan, nodes).rate) for nodes in node_counts(shape))
+        enough = next(nodes for nodes, rate in rates if rate >= _ENOUGH * found.outcome.rate)
+        return self._like.reshaped(replace(shape, nodes=enough))
 
-    def _draft_cost(self, depth: int, top_k: int) -> float:
+    def _draft_cost(self, tree: DraftTree) -> float:
         """A draft phase in reference passes: measured, or fitted to those that were by the rows that it passes how often."""
-        if (depth, top_k) in self.draft_costs:
-            return self.draft_costs[depth, top_k]
-        points = [(self._work(*place), cost) for place, cost in self.draft_costs.items()]
+        if self.knows(tree):
+            return self._measured[_key(tree)][1]
+        points = [(self._work(other), cost) for other, cost in self._measured.values()]
         work, costs = np.array(points).T
         if len(set(work)) > 1:
             slope, base = np.polyfit(work, costs, 1)
             if slope > 0 and base > 0:
-                return float(base + slope * self._work(depth, top_k))
-        return float((costs / work).mean() * self._work(depth, top_k))
+                return float(base + slope * self._work(tree))
+        return float((costs / work).mean() * self._work(tree))
 
-    def _work(self, depth: int, top_k: int) -> float:
-        """Target passes over the rows of a draft phase, in milliseconds: one row, then top_k rows depth - 1 times."""
-        rows, capacity = max(2, top_k), self.plan.capacities[0]
-        return reference_ms(self.plan) + (depth - 1) * self.plan.milliseconds(rows, capacity)
+    def _work(self, tree: DraftTree) -> float:
+        """Target passes over the rows of a draft phase, in milliseconds."""
+        return sum(self.plan.milliseconds(max(2, rows), self.plan.capacities[0]) for rows in tree.passes)

@@ -9,7 +9,7 @@ from jakiro_export.heads.config import TreeShape
 
 ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 """Rows of a target pass that are timed."""
-DEPTHS, TOP_KS = (1, 2, 3, 4, 5, 6), (2, 3, 4, 6, 8)
+DEPTHS, TOP_KS = (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 6, 8)
 
 
 class TreeConstraints(NamedTuple):
@@ -21,6 +21,11 @@ class TreeConstraints(NamedTuple):
 
     def depths(self) -> list[int]:
         return [self.depth] if self.depth else list(DEPTHS)
+
+    @property
+    def shapeless(self) -> bool:
+        """Whether paths may be fixed one by one: nobody asked for a depth or a top_k."""
+        return self.depth is None and self.top_k is None
 
     def top_ks(self, max_top_k: int) -> list[int]:
         """max_top_k: the number of tokens that the head may propose."""

@@ -41,10 +41,12 @@ class DraftTrace:
 
     scores: cumulative log-probabilities, best first, [positions, nodes]
     ranks: at each position, the ranks by score of the nodes that the target would accept, from the root down
+    nodes: the same nodes by their number in the tree, from 0
     """
 
     scores: np.ndarray
     ranks: list[list[int]]
+    nodes: list[list[int]]
 
 
 def torch_draft(module: nn.Module, contract: GraphContract, levels: int) -> DraftCall:
@@ -68,7 +70,7 @@ def trace(draft: DraftCall, text: Text) -> DraftTrace:
     cache = _cache(draft, text)
     stop = max(text.first + 1, len(text.tokens) - draft.levels)
     positions = np.arange(text.first, stop)  # of a round's root: the last token that is known
-    scores, ranks = [], []
+    scores, ranks, nodes = [], [], []
     for part in np.array_split(positions, -(-len(positions) // _POSITIONS)):
         out = draft.call(
             **_inputs(draft.contract, text, part - 1), **{name: _repeat(array, len(part)) for name, array in cache.items()}
@@ -79,7 +81,8 @@ def trace(draft: DraftCall, text: Text) -> DraftTrace:
             rank = np.argsort(order[row])
             path = accepted_path(out["tree_tokens"][row], out["tree_parents"][row], text.tokens[position + 1 :])
             ranks.append([int(rank[node]) for node in path])
-    return DraftTrace(np.concatenate(scores), ranks)
+            nodes.append(path)
+    return DraftTrace(np.concatenate(scores), ranks, nodes)
 
 
 def accepted_path(tokens: np.ndarray, parents: np.ndarray, continuation: np.ndarray) -> list[int]:

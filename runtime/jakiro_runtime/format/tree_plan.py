@@ -22,7 +22,7 @@ class TreePlan:
     log_probs, acceptance: how often the target took a drafted node of this cumulative log-probability; both ascending
     expected: tau, tokens_per_second, plain_tokens_per_second, speedup, round_ms and nodes_per_round, on the calibration answers
     result: tau, tokens_per_second, plain_tokens_per_second and speedup of decoding the same answers with the finished engine
-    shape: what was chosen: depth, top_k and nodes
+    shape: what was chosen: depth, top_k and nodes; `static`, 1, where its paths are fixed
     considered: the shapes that were compared, best first
     measured: on what: processor, threads, how many answers and tokens; `others`: the share of the processors that other programs
         took meanwhile; `stable`: whether decoding came to what was expected, at the latest when all was measured again
@@ -67,7 +67,8 @@ class TreePlan:
         """The choice, the expectation and the result in words."""
         shape, figures, result, others = self.shape, self.expected, self.result, self.measured.get("others")
         words = (
-            f"depth {shape['depth']}, top-k {shape['top_k']}, {shape['nodes']} nodes, {figures['nodes_per_round']:.1f} of them a "
+            f"depth {shape['depth']}, top-k {shape['top_k']}, {shape['nodes']} nodes"
+            f"{' along fixed paths' if shape.get('static') else ''}, {figures['nodes_per_round']:.1f} of them a "
             f"round; expected are tau {figures['tau']:.2f} and {figures['tokens_per_second']:.1f} tokens/s, "
             f"{figures['speedup']:.2f} times plain"
         )

@@ -39,7 +39,8 @@ def synthetic(seed: int, places: int = 400, nodes: int = 31) -> DraftTrace:
     steps = np.where(random.random(places)[:, None] < 0.5, 0.9, 0.3) * np.ones((places, nodes))
     scores = np.log(steps).cumsum(1)
     lengths = (random.random((places, nodes)) < steps).cumprod(1).sum(1)
-    return DraftTrace(scores, [list(range(length)) for length in lengths])
+    nodes = [list(range(length)) for length in lengths]
+    return DraftTrace(scores, nodes, nodes)
 
 
 def test_choosing_round_by_round_beats_every_fixed_number() -> None:
