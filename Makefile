@@ -44,7 +44,7 @@ WORKERS ?= 2
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 20
 
 .PHONY: demo bench test test-fast test-only test-pythons test-arm test-gpu gpu-environment test-gpu-kit lint vectors fuzz-kernels wheels \
-        install-cpp cpp-packages clean
+        install-cpp cpp-packages page-packages clean
 
 demo: $(ENGINE)/engine.json
 	@$(BIN)/python examples/smollm2/demo.py --engine $(ENGINE) --prompt "$(PROMPT)"
@@ -54,7 +54,7 @@ bench: $(ENGINE)/engine.json
 	@$(BIN)/jakiro-bench --engine $(ENGINE) --prompts $(BENCH_PROMPTS) --json out/bench.json --html out/bench.html $(BENCH_FLAGS)
 	@$(BIN)/python tests/support/plugin_traffic.py
 
-test: lint cpp-packages
+test: lint cpp-packages page-packages
 	$(TEST)
 
 test-fast: lint cpp-packages
@@ -110,6 +110,12 @@ cpp-packages:
 	  || apt-get install -qq -y $(CPP_PACKAGES) > /dev/null 2>&1 \
 	  || { apt-get update -qq && apt-get install -qq -y $(CPP_PACKAGES) > /dev/null; } \
 	  || echo "The packages of the C++ runtime are not to be had: $(CPP_PACKAGES)"
+
+# What the page is tested in, as for cpp-packages
+page-packages:
+	@command -v chromium > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
+	  || apt-get install -qq -y chromium > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y chromium > /dev/null 2>&1; } \
+	  || echo "Chromium is not to be had: the page's tests are skipped"
 
 vectors: $(VENV)/.installed
 	@$(BIN)/python tests/support/vectors.py

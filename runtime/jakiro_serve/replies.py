@@ -138,14 +138,17 @@ class _ChoicesForm(Form):
         return [{**self.head, "object": self.chunk_kind, **found}] if self.asked.include_usage else []
 
     def _draft_tree(self, gain: Gain, stats: Stats) -> dict[str, Any] | None:
-        """A round: the nodes' texts and parents' rows, [nodes]; the rows that were accepted, the root's 0 first; tau so far.
+        """A round: the nodes' texts and parents' rows, [nodes]; the rows that were accepted, the root's 0 first; tau and the
+        seconds of all rounds so far.
 
         None for the prompt's pass.
         """
         if gain.tree is None:
             return None
         texts = [self.text(token) for token in gain.tree.tokens]
-        return {"texts": texts, "parents": gain.tree.parents, "accepted": list(gain.rows), "tau": stats.tau}
+        seconds = round(stats.draft + stats.target + stats.host, 6)
+        rows = list(gain.rows)
+        return {"texts": texts, "parents": gain.tree.parents, "accepted": rows, "tau": stats.tau, "seconds": seconds}
 
 
 @dataclass

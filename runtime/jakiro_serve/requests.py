@@ -97,7 +97,12 @@ class ToolUse:
 
 
 class Generation(Strict):
-    """What both endpoints take. draft_trees: a stream shows each round's tree. `user` and what follows it change nothing."""
+    """What both endpoints take.
+
+    draft_trees: a stream shows each round's tree
+    speculate: False decodes this request without speculation; the answer is the same
+    user, metadata, store: change nothing
+    """
 
     model: str | None = None
     n: int = Field(1, ge=1, le=16)
@@ -116,6 +121,7 @@ class Generation(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     draft_trees: bool = False
+    speculate: bool = True
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None

@@ -157,7 +157,7 @@ class Service:
         limit = most or bundle.manifest.model.max_context
         ways = asked.sampling(asked.logprob_count, len(ids), asked.seeds())
         shown = MARKERS if use else ()
-        return [TokenSequence(bundle, ids, limit, way, asked.stops, self._rules(asked), shown) for way in ways]
+        return [TokenSequence(bundle, ids, limit, way, asked.stops, self._rules(asked), shown, asked.speculate) for way in ways]
 
     def _rules(self, asked: ChatRequest | CompletionRequest) -> Grammar | None:
         """What an answer must look like: a schema, calls, or one of the two."""

@@ -126,24 +126,28 @@ class TreeProposer:
         self.draft.features.lengths[:] = 0
 
     def propose(self, sequences: Sequence[TokenSequence], capacity: int) -> list[DraftTree]:
-        chains = self._chains = self._ngram_chains(len(sequences), capacity)
-        self._drafted = self._should_draft(chains)
+        chains = self._chains = self._ngram_chains(sequences, capacity)
+        self._drafted = self._should_draft(sequences, chains)
         drafts: Sequence[_HeadTree | None] = self._draft(sequences) if self._drafted else [None] * len(sequences)
-        merged = [self._merged(draft, chain) for draft, chain in zip(drafts, chains, strict=True)]
+        trees = zip(sequences, drafts, chains, strict=True)
+        merged = [self._merged(draft if sequence.speculate else None, chain) for sequence, draft, chain in trees]
         ranked = [tree.probs for tree in merged if tree.probs is not None]
         count = self.budget.count(mean_probs(ranked), capacity) if len(ranked) == len(merged) else self.budget.most
         return [self._cut(tree, count, sequence.constraint) for tree, sequence in zip(merged, sequences, strict=True)]
 
-    def _ngram_chains(self, count: int, capacity: int) -> list[Proposal]:
+    def _ngram_chains(self, sequences: Sequence[TokenSequence], capacity: int) -> list[Proposal]:
         """What may come next in each sequence, as far as it is worth verifying."""
-        chains = [ngrams.propose(self.budget.most) for ngrams in self._ngrams] or [NO_PROPOSAL] * count
+        chains = [ngrams.propose(self.budget.most) for ngrams in self._ngrams] or [NO_PROPOSAL] * len(sequences)
+        chains = [chain if sequence.speculate else NO_PROPOSAL for sequence, chain in zip(sequences, chains, strict=True)]
         if not any(chain.tokens for chain in chains):
             return chains
         count = self.budget.count(mean_probs([chain.acceptance_probs for chain in chains]), capacity)
         return [chain.first(count) if chain.tokens else chain for chain in chains]
 
-    def _should_draft(self, chains: Sequence[Proposal]) -> bool:
-        """Not where chains cannot be bettered, nor where drafts of late were not worth their time."""
+    def _should_draft(self, sequences: Sequence[TokenSequence], chains: Sequence[Proposal]) -> bool:
+        """Not where nobody speculates or chains cannot be bettered, nor where drafts of late were not worth their time."""
+        if not any(sequence.speculate for sequence in sequences):
+            return False
         waiting = max(self.draft.features.lengths.tolist())
         if waiting <= _UNDRAFTED and all(chain.is_unbeatable for chain in chains):
             return False

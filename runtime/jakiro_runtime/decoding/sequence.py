@@ -75,6 +75,7 @@ class TokenSequence:
         stop: the answer ends where one of these strings appears
         grammar: what the answer must look like
         shown: special tokens, by their strings, that the text shows
+        speculate: False verifies no tree for this answer, whatever its batch does
         max_new_tokens: the most tokens of the answer
 
     tokens: prompt and answer so far
@@ -92,7 +93,9 @@ class TokenSequence:
         stop: Sequence[str] | str = (),
         grammar: Grammar | None = None,
         shown: Collection[str] = (),
+        speculate: bool = True,
     ) -> None:
+        self.speculate = speculate
         self.tokens = _checked_prompt(bundle, prompt)
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1 is expected.")

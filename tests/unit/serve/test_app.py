@@ -296,3 +296,15 @@ def test_sigterm_lets_a_begun_answer_end(tiny_engine: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
         assert process.wait(30) == 0
+
+
+def test_a_request_may_ask_for_no_speculation_beside_others_that_have_it(client: openai.OpenAI, model: str) -> None:
+    """The answer is the same, no node is verified for it, and its neighbour still speculates."""
+    with ThreadPoolExecutor(2) as pool:
+        plain_, other = pool.map(
+            lambda speculate: ask(client, model, max_tokens=60, extra_body={"speculate": speculate}), (False, True)
+        )
+    assert plain_.choices[0].message.content == other.choices[0].message.content
+    details = plain_.usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (0, 0)
+    assert other.usage.completion_tokens_details.rejected_prediction_tokens > 0
