@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from jakiro_bench import baselines
 from jakiro_bench.baselines import Skipped
+from jakiro_bench.batches import by_batch
 from jakiro_bench.host_profile import host_profile, replayed_host_us
 from jakiro_bench.measure import Render, Run, conversation, measure
 from jakiro_bench.prompts import Prompt
@@ -29,6 +30,7 @@ class BenchOptions:
     """What to measure and how; see `jakiro-bench --help`.
 
     nodes: verify the best N nodes of every tree; None leaves it to the engine
+    batch: sizes of batches to time, as a server decodes them
     compare, baseline_models: names of other runtimes, and (name, path) of their models
     """
 
@@ -45,6 +47,7 @@ class BenchOptions:
     raw: bool = False
     cost: bool = True
     profile: bool = False
+    batch: tuple[int, ...] = ()
     compare: tuple[str, ...] = ()
     baseline_models: tuple[tuple[str, Path], ...] = ()
 
@@ -80,6 +83,8 @@ def run_benchmark(engine: Engine, prompts: Sequence[Prompt], options: BenchOptio
     detail["peak_memory_of"] = [runner.name for runner in runners.all]
     if options.cost:
         detail.update(_costs(engine, round(detail["nodes_per_round"]) + 1, described["threads"]))
+    if options.batch:
+        detail["batches"] = _batches(engine, [turn.ids for turn in run.turns], options)
     if options.compare or options.baseline_models:
         detail.update(_compared(run, runners))
     described["load_average"] = [load, machine.load_average()]
@@ -135,6 +140,12 @@ def _costs(engine: Engine, rows: int, threads: int) -> dict[str, Any]:
     return {"cost_by_rows": table, "long_context": cost.long_context(table, rows, cost.read_speed(threads))}
 
 
+def _batches(engine: Engine, prompts: Sequence[Sequence[int]], options: BenchOptions) -> list[dict[str, Any]]:
+    with _progress("Timing batches", 4 * options.repeats * sum(options.batch)) as advance:
+        asked = (prompts, options.batch, options.max_new_tokens, options.repeats, options.nodes, options.lookup)
+        return by_batch(engine, *asked, progress=advance)
+
+
 def _compared(run: Run, runners: _Runners) -> dict[str, Any]:
     """What other runtimes came to; the keys keep their names from earlier reports."""
     metrics = baseline_metrics(run, [each.name for each in runners.baselines])
@@ -164,6 +175,7 @@ def _settings(engine: Engine, prompts: int, options: BenchOptions) -> dict[str, 
         "max_new_tokens": options.max_new_tokens,
         "repeats": options.repeats,
         "warmup": options.warmup,
+        "batch": list(options.batch),
         "threads": options.threads,
         "chat": not options.raw,
         "temperature": 0,

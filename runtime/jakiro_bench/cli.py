@@ -28,6 +28,18 @@ class _NamedPath(click.ParamType):
         return name, Path(path)
 
 
+class _Sizes(click.ParamType):
+    name = "n,n,.."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 256 for part in parts):
+            self.fail(f"{value!r} is no list of batch sizes of 1 to 256, such as 1,2,4,8", param, ctx)
+        return tuple(map(int, parts))
+
+
 _FILE = click.Path(path_type=Path)
 
 
@@ -49,6 +61,8 @@ _FILE = click.Path(path_type=Path)
 @click.option("--raw", "--no-chat", "raw", is_flag=True, help="Give prompts to the model without its chat template.")
 @click.option("--cost/--no-cost", default=True, help="Time target passes by rows and context as well.")
 @click.option("--profile", is_flag=True, help="Profile the host time of a round, function by function.")
+@click.option("--batch", type=_Sizes(), default="", metavar="N,N,..", show_default="none",
+              help="Time batches of these sizes too, with and without speculation, as jakiro-serve decodes them.")  # fmt: skip
 @click.option("--compare", default="", metavar="LIST", help="Runtimes to compare with: llama.cpp, onnxruntime-genai, openvino.")
 @click.option(
     "--peer-model",
@@ -108,6 +122,12 @@ def _check_identical(data: dict[str, Any], bitwise: bool) -> None:
         raise EngineError(
             f"{len(data['detail']['differences'])} answers differ between repeats or with speculation, but this engine is "
             "bitwise and they must not; export it again, and report it if that does not help."
+        )
+    differing = [str(each["batch"]) for each in data["detail"].get("batches", []) if not each["identical"]]
+    if bitwise and differing:
+        raise EngineError(
+            f"Answers of batches of {', '.join(differing)} differ with speculation, but this engine is bitwise and they must not; "
+            "please report it."
         )
 
 

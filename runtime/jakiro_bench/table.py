@@ -19,6 +19,8 @@ def show(data: dict[str, Any], console: Console) -> None:
         console.print(_cost(data["detail"]["cost_by_rows"]))
     if data["detail"].get("host_profile"):
         console.print(_profile(data["detail"]["host_profile"]))
+    if data["detail"].get("batches"):
+        console.print(_batches(data["detail"]["batches"]))
     if data["detail"].get("peers"):
         console.print(_baselines(data["detail"]["peers"]))
     for line in sentences(data):
@@ -134,6 +136,17 @@ def _cost(costs: list[dict[str, Any]]) -> Table:
     for cost in costs:
         cells = [f"{cost['ms'][count]['median']:.1f}" for count in rows]
         table.add_row(str(cost["past"]), *cells, f"{cost['bytes_read'] / 1e6:.0f}")
+    return table
+
+
+def _batches(batches: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "Batches, prompts included", "requests at once", "tokens/s", "plain", "speed-up", "nodes a round each", "identical"
+    )
+    for each in batches:
+        rates = [f"{each[key]:.1f}" for key in ("tokens_per_second", "plain_tokens_per_second")]
+        same = "yes" if each["identical"] else "NO"
+        table.add_row(str(each["batch"]), *rates, f"{each['ratio']:.2f}x", f"{each['nodes']:.1f}", same)
     return table
 
 

@@ -22,6 +22,8 @@ from benching import bench
         (["--max-new-tokens", 1000], "fits this engine's context"),
         (["--html", "/nosuch/page.html"], "cannot be written"),
         (["--max-new-tokens", 1], "max-new-tokens"),
+        (["--batch", "2,x"], "no list of batch sizes"),
+        (["--batch", "0"], "no list of batch sizes"),
     ],
 )
 def test_wrong_calls_exit_with_2(tiny_engine: Path, prompts_file: Path, options: Sequence[object], words: str) -> None:
