@@ -44,8 +44,8 @@ def by_batch(
         progress: called with the number of requests just answered
 
     Returns:
-        for each size `batch`, `tokens_per_second`, `plain_tokens_per_second`, `ratio` (the median over repeats), `nodes` verified a
-        round for each request, and whether all answers were `identical`
+        for each size `batch`, `tokens_per_second`, `plain_tokens_per_second`, `ratio` (the median over repeats), `nodes`
+        verified a round for each request, and whether all answers were `identical`
     """
     found = []
     for size in sizes:

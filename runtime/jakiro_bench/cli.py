@@ -126,8 +126,8 @@ def _check_identical(data: dict[str, Any], bitwise: bool) -> None:
     differing = [str(each["batch"]) for each in data["detail"].get("batches", []) if not each["identical"]]
     if bitwise and differing:
         raise EngineError(
-            f"Answers of batches of {', '.join(differing)} differ with speculation, but this engine is bitwise and they must not; "
-            "please report it."
+            f"Answers of batches of {', '.join(differing)} differ with speculation, but this engine is bitwise and they must "
+            "not; please report it."
         )
 
 

@@ -140,9 +140,8 @@ def _cost(costs: list[dict[str, Any]]) -> Table:
 
 
 def _batches(batches: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "Batches, prompts included", "requests at once", "tokens/s", "plain", "speed-up", "nodes a round each", "identical"
-    )
+    columns = ("batch", "tokens/s", "plain", "speed-up", "nodes a round", "identical")
+    table = _table("Requests decoded together, prompts included", *columns)
     for each in batches:
         rates = [f"{each[key]:.1f}" for key in ("tokens_per_second", "plain_tokens_per_second")]
         same = "yes" if each["identical"] else "NO"

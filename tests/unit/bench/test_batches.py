@@ -31,7 +31,7 @@ def test_sizes_are_measured_in_turn_and_compared(engine: Engine) -> None:
 def test_the_command_reports_them(tiny_engine: Path, prompts_file: Path, tmp_path: Path) -> None:
     done = bench(tiny_engine, prompts_file, "--batch", "1,2", "--json", tmp_path / "bench.json", "--repeats", "1")
     assert done.exit_code == 0, done.output
-    assert "requests at once" in done.stdout
+    assert "Requests decoded together" in done.stdout
     report = json.loads((tmp_path / "bench.json").read_text())
     assert [row["batch"] for row in report["detail"]["batches"]] == [1, 2]
     assert report["settings"]["batch"] == [1, 2]
