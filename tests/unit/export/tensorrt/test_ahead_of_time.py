@@ -87,7 +87,7 @@ def test_bfloat16_for_every_gpu_that_has_it(tmp_path: Path, tiny_target: Path, t
         lambda folder: tiny.make_eagle_head(folder, biases=True),
         lambda folder: tiny.make_eagle3_head(folder, "speculators", layers=2, eagle_aux_hidden_state_layer_ids=[0, 1, 3]),
         tiny.make_gumiho_head,
-        tiny.make_jakiro3_head,
+        lambda folder: tiny.make_jakiro3_head(folder, aux_hidden_state_layer_ids=[0, 1, 3]),
     ],
     ids=["eagle", "eagle3", "gumiho", "jakiro3"],
 )
