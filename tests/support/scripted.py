@@ -51,9 +51,9 @@ def with_template(engine: Engine, template: str, special: Sequence[str] = ()) ->
 def say(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """From here on, every answer of a server in this process is this text; special tokens as they are spelled."""
 
-    def scripted(bundle: Any, ids: Any, most: int, way: Any, stops: Any, grammar: Any, shown: Any) -> TokenSequence:
+    def scripted(bundle: Any, ids: Any, most: int, way: Any, stops: Any, grammar: Any, *more: Any) -> TokenSequence:
         tokens = [*bundle.tokenizer.encode(text, add_special_tokens=False).ids, min(bundle.eos_token_ids)]
-        return TokenSequence(bundle, ids, most, way, stops, _Script(tokens, bundle.manifest.model.vocab_size), shown)
+        return TokenSequence(bundle, ids, most, way, stops, _Script(tokens, bundle.manifest.model.vocab_size), *more)
 
     monkeypatch.setattr(service, "TokenSequence", scripted)
 

@@ -97,7 +97,7 @@ def test_streaming_equals_decoding(name: str, data: st.DataObject) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 @given(st.data())
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_streaming_equals_decoding_at_length(name: str, data: st.DataObject) -> None:
     test_streaming_equals_decoding.hypothesis.inner_test(name, data)  # type: ignore[attr-defined]
 
