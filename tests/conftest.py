@@ -51,7 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    longest = ("smollm2", "test_ahead_of_time", "test_export", "test_device_code", "test_kernels", "test_cli")
+    longest = (
+        *("smollm2", "test_draft", "test_tensorrt", "test_ahead_of_time", "training", "test_export"),
+        *("test_device_code", "test_kernels", "test_cli"),
+    )
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in str(item.path)), len(longest)))
 
 
