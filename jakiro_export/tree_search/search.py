@@ -156,7 +156,8 @@ class Search:
             return found.tree
         shape, traces = found.tree.shape, self._traced(found.tree)
         rates = ((nodes, simulate.decode_adaptive(traces, found.plan, nodes).rate) for nodes in node_counts(shape))
-        enough = next(nodes for nodes, rate in rates if rate >= _ENOUGH * found.outcome.rate)
+        # the plan's own rate moved last, so that a round may now come to a little less than when the tree was chosen
+        enough = next((nodes for nodes, rate in rates if rate >= _ENOUGH * found.outcome.rate), shape.nodes)
         return self._like.reshaped(replace(shape, nodes=enough))
 
     def _draft_cost(self, tree: DraftTree) -> float:

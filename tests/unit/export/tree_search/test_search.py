@@ -83,3 +83,10 @@ def test_fixed_paths_are_taken_where_choosing_is_dear(monkeypatch: pytest.Monkey
     assert rates[5.0] > rates[0.01]
     found.constraints = TreeConstraints(3, None, None)
     assert found.best_static() is None  # a depth was asked for
+
+
+def test_a_tree_whose_rate_is_not_reached_again_keeps_all_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with a trained EAGLE head: the rate of the choice was a little above that of every number of nodes."""
+    free = TreeConstraints(None, None, None)
+    monkeypatch.setattr(search, "_ENOUGH", 1.01)
+    assert searched(monkeypatch, 0.01, {(2, 4): 0.001}, free).nodes > 1
