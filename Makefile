@@ -106,16 +106,18 @@ install-cpp:
 # What the C++ runtime is built with, where this is root's Debian; its tests are skipped with the reason where it is missing
 CPP_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libpcre2-dev
 cpp-packages:
-	@test -e /usr/include/nlohmann/json.hpp -a -e /usr/include/pcre2.h || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
-	  || apt-get install -qq -y $(CPP_PACKAGES) > /dev/null 2>&1 \
-	  || { apt-get update -qq && apt-get install -qq -y $(CPP_PACKAGES) > /dev/null; } \
-	  || echo "The packages of the C++ runtime are not to be had: $(CPP_PACKAGES)"
+	$(call debian,test -e /usr/include/nlohmann/json.hpp -a -e /usr/include/pcre2.h,$(CPP_PACKAGES),C++ runtime)
 
-# What the page is tested in, as for cpp-packages
+# What the page is tested in, likewise
 page-packages:
-	@command -v chromium > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null \
-	  || apt-get install -qq -y chromium > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y chromium > /dev/null 2>&1; } \
-	  || echo "Chromium is not to be had: the page's tests are skipped"
+	$(call debian,command -v chromium > /dev/null,chromium,page's tests)
+
+# Where the test $(1) fails and this is root's Debian: install the packages $(2), for $(3)
+define debian
+@$(1) || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || apt-get install -qq -y $(2) > /dev/null 2>&1 \
+  || { apt-get update -qq && apt-get install -qq -y $(2) > /dev/null; } \
+  || echo "The packages of the $(3) are not to be had: $(2)"
+endef
 
 vectors: $(VENV)/.installed
 	@$(BIN)/python tests/support/vectors.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from jakiro_export.artifact.weights import Stored, Weight
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.config import Shape, TreeShape
+from jakiro_export.heads.config import Shape
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.layer import LAYER, DraftLayer, LayerConfig, layer_shapes, layer_weights, read_layer
 from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
 from jakiro_export.heads.registry import register
-from jakiro_export.heads.trees import DynamicBeam
 from jakiro_export.ops.attention import KVSegment
 from jakiro_export.precisions import AttentionImpl
 
@@ -91,6 +90,7 @@ class EagleHead(DraftHead):
     """The family of EAGLE-1, EAGLE-2 and HASS heads: one layout, of which no checkpoint says how it was trained."""
 
     variant, title = "eagle", "EAGLE"
+    second_guess = False
     config: EagleConfig
 
     @property
@@ -115,9 +115,6 @@ class EagleHead(DraftHead):
     @classmethod
     def expected_shapes(cls, config: EagleConfig) -> dict[str, Shape]:
         return layer_shapes(config, mlp_shapes(config, LAYER))
-
-    def tree(self, shape: TreeShape) -> DraftTree:
-        return DynamicBeam(replace(shape, parallel=False))
 
     def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> EagleModel:
         return EagleModel(EagleLayer(self.config, attention, opset), tree, draft_vocab)

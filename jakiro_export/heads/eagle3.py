@@ -7,7 +7,6 @@ target's layers; in the tree it is what the head itself gave for the parent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,14 +19,13 @@ from jakiro_export.checkpoints.head import HeadCheckpoint
 from jakiro_export.checkpoints.store import same_rows
 from jakiro_export.checkpoints.target import Target
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.config import Shape, TreeShape
+from jakiro_export.heads.config import Shape
 from jakiro_export.heads.eagle import EagleLayer, LaterLayer, mlp_shapes, mlp_weights
 from jakiro_export.heads.eagle3_format import Eagle3Config, has_experts, is_eagle3, read_eagle3
 from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.layer import DraftLayer, attention_shapes, attention_weights, fc_shapes
 from jakiro_export.heads.model import DraftModel, DraftTree, Prediction
 from jakiro_export.heads.registry import register
-from jakiro_export.heads.trees import DynamicBeam
 from jakiro_export.ops.attention import KVSegment
 from jakiro_export.precisions import AttentionImpl
 
@@ -100,6 +98,7 @@ class Eagle3Head(DraftHead):
     """The family of EAGLE-3 heads. Its dialects differ in names, in what a layer number means, and in norms."""
 
     variant, title = "eagle3", "EAGLE-3"
+    second_guess = False
     ignored = ("embed_tokens", "t2d", "verifier_", "rotary_emb")
     config: Eagle3Config
 
@@ -132,7 +131,7 @@ class Eagle3Head(DraftHead):
         return shapes
 
     @classmethod
-    def feed_forward_shapes(cls, config: Eagle3Config, prefix: str) -> dict[str, Shape]:
+    def feed_forward_shapes(cls, config: Any, prefix: str) -> dict[str, Shape]:
         """What a layer has after its attention: an MLP; `prefix`: of its tensors' names."""
         return mlp_shapes(config, prefix)
 
@@ -209,9 +208,6 @@ class Eagle3Head(DraftHead):
             rest = np.setdiff1d(tokens, wanted).tolist()
             return np.sort(np.array([*wanted, *rest], np.int64)[:draft_vocab])
         return None if np.array_equal(tokens, np.arange(self.config.vocab)) else tokens
-
-    def tree(self, shape: TreeShape) -> DraftTree:
-        return DynamicBeam(replace(shape, parallel=False))
 
     def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> FusedModel:
         c = self.config

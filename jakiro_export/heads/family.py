@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -32,11 +32,13 @@ class DraftHead(ABC):
     variant: the family's name in engine.json
     title: its name in sentences
     ignored: tensors, by prefix, that may be there and are not read: copies of the target's
+    second_guess: one pass gives the token after next too, which the parallel step reads
     """
 
     variant: ClassVar[str]
     title: ClassVar[str]
     ignored: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head")
+    second_guess: ClassVar[bool] = True
 
     def __init__(self, checkpoint: HeadCheckpoint, config: HeadConfig) -> None:
         self.checkpoint, self.config = checkpoint, config
@@ -150,7 +152,7 @@ class DraftHead(ABC):
 
     def tree(self, shape: TreeShape) -> DraftTree:
         """The tree it drafts: a beam of the shape asked for, unless the family has a tree of its own."""
-        return DynamicBeam(shape)
+        return DynamicBeam(replace(shape, parallel=shape.parallel and self.second_guess))
 
     def token_map(self, draft_vocab: int | None) -> np.ndarray | None:
         """The tokens that the head proposes, ascending [draft_vocab]; None where it proposes all.

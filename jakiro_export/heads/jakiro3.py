@@ -15,10 +15,9 @@ from torch import Tensor
 
 from jakiro_export.artifact.weights import Stored, Weight
 from jakiro_export.errors import ExportError
-from jakiro_export.heads.config import Shape, TreeShape
+from jakiro_export.heads.config import Shape
 from jakiro_export.heads.eagle3 import Eagle3Head, FusedModel, FusedRows
 from jakiro_export.heads.eagle3_format import Eagle3Config, has_experts, is_eagle3, read_eagle3
-from jakiro_export.heads.family import DraftHead
 from jakiro_export.heads.jakiro import ExpertsConfig, JakiroLayer, expert_shapes, expert_weights, read_experts
 from jakiro_export.heads.model import DraftTree, Prediction
 from jakiro_export.heads.registry import register
@@ -58,6 +57,7 @@ class Jakiro3Head(Eagle3Head):
     """The family of Jakiro-3 heads."""
 
     variant, title = "jakiro3", "Jakiro-3"
+    second_guess = True
     config: Jakiro3Config
 
     @classmethod
@@ -72,8 +72,7 @@ class Jakiro3Head(Eagle3Head):
         return Jakiro3Config(**{**vars(eagle3), **read_experts(config), "dialect": "jakiro-export"})
 
     @classmethod
-    def feed_forward_shapes(cls, config: Eagle3Config, prefix: str) -> dict[str, Shape]:
-        assert isinstance(config, Jakiro3Config)
+    def feed_forward_shapes(cls, config: Any, prefix: str) -> dict[str, Shape]:
         return expert_shapes(config, f"{prefix}mlp_moe.")
 
     def feed_forward_weights(self, stored: Callable[[str], Stored], prefix: str, place: str) -> dict[str, Weight]:
@@ -86,9 +85,6 @@ class Jakiro3Head(Eagle3Head):
     @property
     def num_experts(self) -> int:
         return self.config.experts
-
-    def tree(self, shape: TreeShape) -> DraftTree:
-        return DraftHead.tree(self, shape)
 
     def model(self, tree: DraftTree, draft_vocab: int | None, attention: AttentionImpl, opset: int) -> Jakiro3Model:
         return Jakiro3Model(self.config, [Jakiro3Layer(self.config, attention, opset)], tree, draft_vocab)

@@ -13,6 +13,7 @@ quiet_libraries()
 
 import torch
 
+from jakiro_bench.numbers import Numbers
 from jakiro_export.checkpoints.locate import locate
 from jakiro_export.checkpoints.target import load_target
 from jakiro_export.targets import families
@@ -25,6 +26,8 @@ from jakiro_export.training.sizes import FAMILIES, family_of, published_config, 
 from jakiro_export.training.sources import generate_text, matrices, read_text
 from jakiro_export.training.trainer import Trainer
 
+_LAYERS = Numbers("list of numbers such as 2,15,27", 0, 1 << 16)
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--target", "-t", required=True, metavar="T", help="The target: a transformers folder, a hub id, a GGUF "
@@ -35,7 +38,8 @@ from jakiro_export.training.trainer import Trainer
 @click.option("--features", type=click.Choice(["last", "fused"]), default=None, show_default="the family's",
               help="What the head reads of the target: "
               "the features after its final norm, or the inputs of several layers.")  # fmt: skip
-@click.option("--feature-layers", metavar="N,N,..", default=None, show_default="2, L/2 and L of L layers; L - 3 for eagle3",
+@click.option("--feature-layers", type=_LAYERS, metavar="N,N,..", default=None,
+              show_default="2, L/2 and L of L layers; L - 3 for eagle3",
               help="The layers whose inputs a head with fused features reads.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Conversations, .jsonl or .jsonl.gz; may be given more than once.")  # fmt: skip
@@ -101,18 +105,18 @@ def _run(
     inner: int | None,
     family: str,
     features: str | None,
-    feature_layers: str | None,
+    feature_layers: tuple[int, ...] | None,
     every: int,
     **options: Any,
 ) -> None:
-    family, layers = family_of(family, features), _numbers(feature_layers)
+    family = family_of(family, features)
     if tokens is None:
         tokens = round(1_000_000 * options["hours"]) if prompts or not data else 0
     options["hours"] = None if options["steps"] else options["hours"]
     settings = Settings(**options, trained=init is not None, depths=max(Settings.depths, options["chain"]))
     target = load_target(locate(name, "target"), name)
     families.check(target.config)
-    sizes = sizes_of(target.config, family, inner, layers)
+    sizes = sizes_of(target.config, family, inner, feature_layers)
     if tokens:
         data = (*data, generate_text(target, work, tokens, slots, settings.seed, prompts))
     text = read_text(target, data, work, max_tokens, settings.held_out, sizes.layers)
@@ -120,7 +124,7 @@ def _run(
         raise click.ClickException(f"{len(text.tokens)} usable conversations; at least two are needed, thousands are better.")
     total = int(text.lengths.sum())
     torch.manual_seed(settings.seed)
-    head, order = loaded(init, family, sizes, inner) if init else (new_head(family, sizes), None)
+    head, order = loaded(init, sizes, inner) if init else (new_head(sizes), None)
     trainer = Trainer(head, text, *matrices(target), settings, work, order=order)
     resumed = trainer.resume()
     parameters = sum(p.numel() for p in head.parameters())
@@ -131,18 +135,8 @@ def _run(
     with bar("Training", 1.0) as advance:
         trainer.run(every, log, advance)
     about = {"conversations": len(text.tokens), "tokens": total}
-    publish(out, trainer, published_config(target.config, family, head.sizes), about, trained_on=trainer.train_accuracy())
+    publish(out, trainer, published_config(target.config, head.sizes), about, trained_on=trainer.train_accuracy())
     CONSOLE.print(f"Wrote {out}. Next: jakiro-export --target {name} --draft {out} --out out/mine")
-
-
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    """Numbers between commas. Raises click.BadParameter for anything else."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(each) for each in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"--feature-layers {text} is no list of numbers such as 2,15,27.") from error
 
 
 if __name__ == "__main__":

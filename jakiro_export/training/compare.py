@@ -110,10 +110,9 @@ class Comparison:
 
     def _train(self, title: str, plan: Plan, text: Text, folder: Path) -> None:
         """Train a head, or go on with it; its checkpoint lies in `head/`."""
-        inner = round(plan.width * self.config.hidden_size) * (1 if plan.family == "jakiro" else 2)  # as many parameters
-        sizes = sizes_of(self.config, plan.family, inner)
+        sizes = sizes_of(self.config, plan.family, width=plan.width)
         torch.manual_seed(plan.settings.seed)
-        head = new_head(plan.family, sizes)
+        head = new_head(sizes)
         trainer = Trainer(head, text, self.embedding, self.projection, plan.settings, folder, self.held)
         trainer.resume()
         parameters = sum(p.numel() for p in head.parameters())
@@ -121,7 +120,7 @@ class Comparison:
         with bar(title, 1.0) as advance:
             trainer.run(plan.settings.steps or 1, log, advance)
         about = {"conversations": len(text.tokens), "tokens": int(text.lengths.sum())}
-        publish(folder / "head", trainer, published_config(self.config, plan.family, sizes), about)
+        publish(folder / "head", trainer, published_config(self.config, sizes), about)
         figures = {"parameters": parameters, "cpu": trainer.cpu, "measure": asdict(trainer.history[-1])}
         (folder / "result.json").write_text(json.dumps(figures))
         (folder / "state.pt").unlink()

@@ -147,7 +147,7 @@ def extract(
 
     Args:
         conversations: int32 [length] each
-        layers: whose inputs stand beside the features after the final norm
+        layers: whose inputs are appended to the features after the final norm
 
     Returns:
         float16 [all tokens, (1 + layers) * hidden], on disk
@@ -179,8 +179,8 @@ def extract(
 
 def _already_computed(marks: Sequence[int], made: Mapping[str, object], state: Path) -> int:
     """How many of these conversations, from the first on, an earlier run has computed in the same way, by their checksums."""
-    found = json.loads(state.read_text()) if state.is_file() else {}
-    if {"layers": [], **found} != {**found, **made} or not isinstance(found.get("conversations"), list):
+    found = {"layers": [], **(json.loads(state.read_text()) if state.is_file() else {})}
+    if any(found.get(name) != value for name, value in made.items()) or not isinstance(found.get("conversations"), list):
         return 0
     same = [one == other for one, other in zip(marks, found["conversations"], strict=False)]
     return same.index(False) if False in same else len(same)

@@ -82,4 +82,4 @@ class HeldOut:
                 if step == depths - 1 and contrast is not None:
                     found[depths] += hits(contrast[0, row:-1], truth[row + 2 :])
         shares = (found[:, 0] / found[:, 1].clip(1)).tolist()
-        return shares[:-1], shares[-1] if head.experts else None
+        return shares[:-1], shares[-1] if head.sizes.experts else None

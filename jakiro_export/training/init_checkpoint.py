@@ -15,7 +15,7 @@ from jakiro_export.training.model import TrainedHead, new_head
 from jakiro_export.training.sizes import Sizes
 
 
-def loaded(path: Path, family: str, sizes: Sizes, inner: int | None) -> tuple[TrainedHead, np.ndarray | None]:
+def loaded(path: Path, sizes: Sizes, inner: int | None) -> tuple[TrainedHead, np.ndarray | None]:
     """A head of a published checkpoint, to be trained on, and its order of tokens, where it has one.
 
     Args:
@@ -26,7 +26,7 @@ def loaded(path: Path, family: str, sizes: Sizes, inner: int | None) -> tuple[Tr
         ExportError: the checkpoint is damaged, or of another family.
         UsageError: it is of another kind or size than the heads that are trained here for this target.
     """
-    found = load_head(path, str(path), family)
+    found = load_head(path, str(path), sizes.family)
     config: Any = found.config
     wanted: dict[str, Any] = {name: getattr(sizes, name) for name in ("hidden", "heads", "kv_heads", "head_dim")}
     if inner is not None:
@@ -37,7 +37,7 @@ def loaded(path: Path, family: str, sizes: Sizes, inner: int | None) -> tuple[Tr
         if getattr(config, name) != value:
             what = "was asked for" if name == "inner" else "fits the target"
             raise UsageError(f"The head in {path} has {name} = {getattr(config, name)}, but {value} {what}.")
-    head, store = new_head(family, replace(sizes, inner=config.inner)), found.checkpoint.store
+    head, store = new_head(replace(sizes, inner=config.inner)), found.checkpoint.store
     names, trained = set(found.expected_shapes(config)) - {"lm_head.weight"}, set(head.state_dict())
     if names != trained or config.qk_norm or getattr(config, "norm_output", False):
         odd = sorted(names ^ trained)

@@ -62,11 +62,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Attention over rows of `inputs` numbers, then two experts (`mlp_moe`) or one MLP (`mlp`)."""
 
-    def __init__(self, sizes: Sizes, inputs: int, experts: bool) -> None:
+    def __init__(self, sizes: Sizes, inputs: int) -> None:
         super().__init__()
         self.self_attn = Attention(sizes, inputs)
-        self.mlp_moe = Mixture(sizes.hidden, sizes.inner) if experts else None
-        self.mlp = None if experts else MLP(sizes.hidden, sizes.inner)
+        self.mlp_moe = Mixture(sizes.hidden, sizes.inner) if sizes.experts else None
+        self.mlp = None if sizes.experts else MLP(sizes.hidden, sizes.inner)
         self.post_attention_layernorm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
 
     def guesses(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -80,16 +80,15 @@ class Layer(nn.Module):
 
 
 class TrainedHead(nn.Module, ABC):
-    """A head with its parameters; its `state_dict` has the published names.
+    """A head with its parameters; its `state_dict` has the published names."""
 
-    experts: two and a gate, with a second guess; else one MLP
-    """
-
-    layer: Layer
-
-    def __init__(self, sizes: Sizes, experts: bool) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.sizes, self.experts = sizes, experts
+        self.sizes = sizes
+
+    @property
+    @abstractmethod
+    def layer(self) -> Layer: ...
 
     @abstractmethod
     def start(self, features: Tensor) -> Tensor:
@@ -161,16 +160,16 @@ class TrainedHead(nn.Module, ABC):
 class LastFeatureHead(TrainedHead):
     """A head that reads the features after the target's final norm: Jakiro, EAGLE."""
 
-    def __init__(self, sizes: Sizes, experts: bool) -> None:
-        super().__init__(sizes, experts)
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
         self.fc = nn.Linear(2 * sizes.hidden, sizes.hidden)
-        self.layers = nn.ModuleList([Layer(sizes, sizes.hidden, experts)])
+        self.layers = nn.ModuleList([Layer(sizes, sizes.hidden)])
         with torch.no_grad():  # start as a copy of the feature: the next one resembles it
             self.fc.weight[:, sizes.hidden :] += torch.eye(sizes.hidden)
             self.fc.bias.zero_()
 
     @property
-    def layer(self) -> Layer:  # type: ignore[override]
+    def layer(self) -> Layer:
         return self.layers[0]  # type: ignore[return-value]
 
     def start(self, features: Tensor) -> Tensor:
@@ -188,26 +187,28 @@ class LastFeatureHead(TrainedHead):
 
 
 class FusedLayer(Layer):
-    def __init__(self, sizes: Sizes, experts: bool) -> None:
-        super().__init__(sizes, 2 * sizes.hidden, experts)
+    """A layer whose rows are an embedding and what it continues, each normed."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes, 2 * sizes.hidden)
         self.input_layernorm, self.hidden_norm = (nn.RMSNorm(sizes.hidden, sizes.norm_eps) for _ in range(2))
 
 
 class FusedFeatureHead(TrainedHead):
     """A head that reads the inputs of several of the target's layers: Jakiro-3, EAGLE-3. Each is normed before the fc."""
 
-    def __init__(self, sizes: Sizes, experts: bool) -> None:
-        super().__init__(sizes, experts)
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
         self.fc = nn.Linear(sizes.states * sizes.hidden, sizes.hidden, bias=False)
         self.fc_norm = nn.ModuleList(nn.RMSNorm(sizes.hidden, sizes.norm_eps) for _ in range(sizes.states))
-        self.midlayer = FusedLayer(sizes, experts)
+        self.midlayer = FusedLayer(sizes)
         self.norm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
         with torch.no_grad():  # start as a copy of the last of them
             self.fc.weight.zero_()
             self.fc.weight[:, -sizes.hidden :] = torch.eye(sizes.hidden)
 
     @property
-    def layer(self) -> Layer:  # type: ignore[override]
+    def layer(self) -> Layer:
         return self.midlayer
 
     def fit_scale(self, features: Tensor, states: Tensor) -> None:
@@ -215,7 +216,7 @@ class FusedFeatureHead(TrainedHead):
 
         Args:
             features: after the target's final norm, [rows, hidden]
-            states: what the head reads beside them, [rows, states * hidden]
+            states: the inputs of the layers that the head reads, [rows, states * hidden]
         """
         with torch.no_grad():
             last = states[:, -self.sizes.hidden :].float()
@@ -236,10 +237,9 @@ class FusedFeatureHead(TrainedHead):
         return scored
 
 
-def new_head(family: str, sizes: Sizes) -> TrainedHead:
-    """A head of random numbers; `family`: jakiro, jakiro3, eagle or eagle3."""
-    kind = FusedFeatureHead if family.endswith("3") else LastFeatureHead
-    return kind(sizes, experts=family.startswith("jakiro"))
+def new_head(sizes: Sizes) -> TrainedHead:
+    """A head of random numbers."""
+    return FusedFeatureHead(sizes) if sizes.layers else LastFeatureHead(sizes)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

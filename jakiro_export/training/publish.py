@@ -31,7 +31,7 @@ def publish(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[s
 
 def _write(folder: Path, trainer: Trainer, config: dict[str, Any], data: dict[str, Any], more: dict[str, Any]) -> None:
     tensors = weights(trainer.head)
-    if trainer.head.sizes.layers and not trainer.head.experts:  # EAGLE-3's format has a vocabulary of its own
+    if trainer.head.sizes.layers and not trainer.head.sizes.experts:  # EAGLE-3's format has a vocabulary of its own
         config = {**config, "draft_vocab_size": len(trainer.draft_tokens)}
         tensors |= vocabulary(trainer)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -71,7 +71,7 @@ def picture(file: Path, trainer: Trainer) -> None:
     steps = [m.step for m in trainer.history]
     for depth in range(len(trainer.history[-1].accuracy)):
         axes.plot(steps, [m.accuracy[depth] for m in trainer.history], marker=".", label=f"depth {depth + 1}")
-    if trainer.head.experts:
+    if trainer.head.sizes.experts:
         axes.plot(steps, [m.contrast or 0.0 for m in trainer.history], "--", marker=".", label="parallel step, one further")
     axes.set(xlabel="training step", ylabel="best guess = target's choice", title="Held-out accuracy", ylim=(0, None))
     axes.grid(alpha=0.3)

@@ -56,9 +56,10 @@ class Trainer:
         vocab = min(settings.draft_vocab, len(embedding))
         self.draft_tokens = torch.from_numpy(np.sort(self.order[:vocab]))
         self._use(dtype or fast_dtype())
-        self.scale = float(np.std(np.concatenate(data.features[:64]).astype(np.float32)))
+        sample = np.concatenate(data.features[:64]).astype(np.float32)
+        self.scale = float(np.std(sample))
         if isinstance(head, FusedFeatureHead) and not settings.trained:
-            head.fit_scale(*(torch.from_numpy(np.concatenate(rows[:64])) for rows in (data.features, data.states)))
+            head.fit_scale(torch.from_numpy(sample), torch.from_numpy(np.concatenate(data.states[:64])))
         self.held = held or HeldOut(data, data.held_out(settings.held_out), projection)
         train = np.setdiff1d(np.arange(len(data.tokens)), self.held.numbers)
         self.batches = Batches(data, train, settings.batch_tokens, settings.seed)
@@ -176,12 +177,16 @@ class Trainer:
 
     # -- state on disk
 
+    @property
+    def _sizes(self) -> str:
+        return json.dumps(asdict(self.head.sizes))
+
     def save(self) -> None:
         state = {
             "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(),
             "step": self.step, "seconds": self.seconds, "cpu": self.cpu, "epoch": self.epoch, "batch": self.batch,
             "train": len(self.batches.numbers), "history": [asdict(m) for m in self.history],
-            "settings": json.dumps(asdict(self.settings)), "dtype": str(self.dtype).removeprefix("torch."),
+            "settings": json.dumps(asdict(self.settings)), "sizes": self._sizes, "dtype": str(self.dtype).removeprefix("torch."),
         }  # fmt: skip
         whole = BytesIO()  # torch's own writer hides that a disk is full
         torch.save(state, whole)
@@ -194,6 +199,8 @@ class Trainer:
             return False
         state = torch.load(self.folder / "state.pt", weights_only=True)
         if Settings(**json.loads(state["settings"])).without_length() != self.settings.without_length():
+            return False
+        if state.get("sizes", self._sizes) != self._sizes:  # another family, another width, or other layers of the target
             return False
         self._use(getattr(torch, state.get("dtype", str(self.dtype).removeprefix("torch."))))  # or it would end at another head
         self.head.load_state_dict(state["head"])

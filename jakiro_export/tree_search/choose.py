@@ -158,7 +158,7 @@ class _Chooser:
         considered, fixed = search.ranking(), search.best_static()
         if fixed is not None and fixed.outcome.rate > search.best_measured().outcome.rate:
             self._time(fixed.tree)
-            fixed = search.best_static()
+            fixed = search.evaluate(fixed.tree)
         self._open(search.smallest(search.best_measured().tree))
         return sorted([*considered, *([fixed] if fixed else [])], key=lambda each: -each.outcome.rate)
 

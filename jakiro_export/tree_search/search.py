@@ -97,7 +97,7 @@ class Search:
             rates: list[float] = []
             for place in line:
                 if place not in found:
-                    found[place] = self._evaluate(self._beam(*place))
+                    found[place] = self.evaluate(self._beam(*place))
                 rates.append(found[place].outcome.rate)
                 if len(rates) > 2 and rates[-1] < rates[-2] < rates[-3]:
                     break
@@ -116,15 +116,19 @@ class Search:
         """The best tree along fixed paths, by what is known so far; None where the user asked for a shape."""
         if not self.constraints.shapeless:
             return None
-        tree = static.wide(self._max_top_k)
+        wide = static.wide(self._max_top_k)
         sizes = static.SIZES if self.constraints.nodes is None else (self.constraints.nodes,)
-        traces = self._traced(tree)
-        found = [self._evaluate(static.best(tree, traces, nodes)) for nodes in sizes if nodes <= len(tree.paths)]
+        traces, found = self._traced(wide), []
+        for nodes in (size for size in sizes if size <= len(wide.paths)):
+            numbers = static.best(wide, traces, nodes)
+            tree = StaticPaths([wide.paths[n] for n in numbers])
+            self._traces[_key(tree)] = [each.only(numbers) for each in traces]  # nothing is drafted again
+            found.append(self.evaluate(tree))
         return max(found, key=lambda each: each.outcome.rate, default=None)
 
     def best_measured(self) -> Candidate:
         """The best of the trees whose draft phase was timed."""
-        return max((self._evaluate(tree) for tree, _ in self._measured.values()), key=lambda each: each.outcome.rate)
+        return max((self.evaluate(tree) for tree, _ in self._measured.values()), key=lambda each: each.outcome.rate)
 
     def _beam(self, depth: int, top_k: int) -> DraftTree:
         return self._like.reshaped(widest(depth, top_k, self.constraints, self._like.shape))
@@ -136,7 +140,8 @@ class Search:
             self._traces[_key(tree)] = [trace(draft, text) for text in self.texts]
         return self._traces[_key(tree)]
 
-    def _evaluate(self, tree: DraftTree) -> Candidate:
+    def evaluate(self, tree: DraftTree) -> Candidate:
+        """What a tree is expected to come to, by what is known so far."""
         if not isinstance(tree, StaticPaths):
             tree = self._beam(tree.shape.depth, tree.shape.top_k)
         return self.candidate(tree, self._traced(tree), self._draft_cost(tree))
@@ -151,7 +156,7 @@ class Search:
 
     def smallest(self, tree: DraftTree) -> DraftTree:
         """The tree with no more nodes than help, where the user did not say how many."""
-        found = self._evaluate(tree)
+        found = self.evaluate(tree)
         if self.constraints.nodes is not None or isinstance(tree, StaticPaths):
             return found.tree
         shape, traces = found.tree.shape, self._traced(found.tree)

@@ -30,15 +30,15 @@ def _paths(start: tuple[int, ...], left: int, max_top_k: int) -> Iterator[tuple[
             yield from _paths((*start, rank), left // (rank + 1), max_top_k)
 
 
-def best(tree: StaticPaths, traces: Sequence[DraftTrace], nodes: int) -> StaticPaths:
-    """The `nodes` nodes of a tree that were accepted most often in its traces.
+def best(tree: StaticPaths, traces: Sequence[DraftTrace], nodes: int) -> list[int]:
+    """The `nodes` nodes of a tree that were accepted most often in its traces, by their numbers, ascending.
 
-    A candidate counts for no more than the better ones beside it: that a worse one was right more often is chance.
+    A node counts for no more than its higher-ranked siblings: that a lower-ranked one was right more often is chance.
     """
-    seen = Counter(node for trace in traces for path in trace.nodes for node in path)
+    seen = Counter(node for trace in traces for path in trace.accepted for node in path)
     taken: dict[tuple[int, ...], int] = {}
-    for number, path in enumerate(tree.paths):  # parents, and better candidates, come first
-        above, beside = path[:-1], (*path[:-1], path[-1] - 1)
-        taken[path] = min([seen[number], *(taken[other] for other in (above, beside) if other in taken)])
-    chosen = sorted(tree.paths, key=lambda path: (-taken[path], len(path), path))[:nodes]
-    return StaticPaths(sorted(chosen, key=lambda path: (len(path), path)))
+    for number, path in enumerate(tree.paths):  # parents, and higher-ranked siblings, come first
+        parent, sibling = path[:-1], (*path[:-1], path[-1] - 1)
+        taken[path] = min([seen[number], *(taken[other] for other in (parent, sibling) if other in taken)])
+    numbers = sorted(range(len(tree.paths)), key=lambda n: (-taken[tree.paths[n]], n))
+    return sorted(numbers[:nodes])

@@ -6,8 +6,9 @@ traced once at every position, the trees say what decoding accepts with any numb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +40,36 @@ class DraftCall(NamedTuple):
 class DraftTrace:
     """The trees of one text, one for each position where a round may begin: after every token of the answer but the last ones.
 
-    scores: cumulative log-probabilities, best first, [positions, nodes]
-    ranks: at each position, the ranks by score of the nodes that the target would accept, from the root down
-    nodes: the same nodes by their number in the tree, from 0
+    tree_scores: cumulative log-probabilities in the tree's order, [positions, nodes]
+    accepted: at each position, the nodes that the target would accept, from the root down, by their number from 0
+    scores: as tree_scores, best first
+    ranks: as accepted, by their rank among the scores
     """
 
-    scores: np.ndarray
-    ranks: list[list[int]]
-    nodes: list[list[int]]
+    tree_scores: np.ndarray
+    accepted: list[list[int]]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(-self.tree_scores, axis=1, kind="stable")
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        return np.take_along_axis(self.tree_scores, self._order, 1)
+
+    @cached_property
+    def ranks(self) -> list[list[int]]:
+        places = np.argsort(self._order, axis=1)
+        return [places[row, path].tolist() for row, path in enumerate(self.accepted)]
+
+    def only(self, nodes: Sequence[int]) -> DraftTrace:
+        """The same of a tree that has these of its nodes alone, ascending, each with its parent; for trees of fixed paths.
+
+        What such a tree drafts for a node depends on the nodes above it alone.
+        """
+        place = {node: number for number, node in enumerate(nodes)}
+        kept = [[place[node] for node in path if node in place] for path in self.accepted]
+        return DraftTrace(self.tree_scores[:, list(nodes)], kept)
 
 
 def torch_draft(module: nn.Module, contract: GraphContract, levels: int) -> DraftCall:
@@ -70,19 +93,16 @@ def trace(draft: DraftCall, text: Text) -> DraftTrace:
     cache = _cache(draft, text)
     stop = max(text.first + 1, len(text.tokens) - draft.levels)
     positions = np.arange(text.first, stop)  # of a round's root: the last token that is known
-    scores, ranks, nodes = [], [], []
+    scores, accepted = [], []
     for part in np.array_split(positions, -(-len(positions) // _POSITIONS)):
         out = draft.call(
             **_inputs(draft.contract, text, part - 1), **{name: _repeat(array, len(part)) for name, array in cache.items()}
         )
-        order = np.argsort(-out["tree_scores"], axis=1, kind="stable")  # [positions, nodes]
-        scores.append(np.take_along_axis(out["tree_scores"], order, 1).astype(np.float64))
+        scores.append(out["tree_scores"].astype(np.float64))
         for row, position in enumerate(part.tolist()):
-            rank = np.argsort(order[row])
-            path = accepted_path(out["tree_tokens"][row], out["tree_parents"][row], text.tokens[position + 1 :])
-            ranks.append([int(rank[node]) for node in path])
-            nodes.append(path)
-    return DraftTrace(np.concatenate(scores), ranks, nodes)
+            trees = (out["tree_tokens"][row], out["tree_parents"][row])
+            accepted.append(accepted_path(*trees, text.tokens[position + 1 :]))
+    return DraftTrace(np.concatenate(scores), accepted)
 
 
 def accepted_path(tokens: np.ndarray, parents: np.ndarray, continuation: np.ndarray) -> list[int]:

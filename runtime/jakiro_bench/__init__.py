@@ -2,6 +2,7 @@
 
 cli.py           options; reads the prompts, writes the reports
 benchmark.py     one benchmark run, from prompts to the report
+numbers.py       lists of whole numbers on a command line
 prompts.py       the prompts file
 runners.py       the runner protocol, and an engine's session as a runner
 baselines.py     other runtimes as runners, where they are installed

@@ -13,7 +13,8 @@ from jakiro_runtime.decoding.scheduler import Scheduler
 from jakiro_runtime.decoding.sequence import TokenSequence
 from jakiro_runtime.engine import Engine
 
-_WAVES = 2  # requests for each place in the batch
+WAVES = 2
+"""Requests for each place in a batch."""
 
 
 @dataclass
@@ -49,7 +50,7 @@ def by_batch(
     """
     found = []
     for size in sizes:
-        asked = list(islice(cycle(prompts), _WAVES * size))
+        asked = list(islice(cycle(prompts), WAVES * size))
         ways: dict[bool, list[_Pass]] = {True: [], False: []}
         for repeat in range(repeats):
             for speculate in (True, False) if repeat % 2 == 0 else (False, True):

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from jakiro_bench import baselines
 from jakiro_bench.baselines import Skipped
-from jakiro_bench.batches import by_batch
+from jakiro_bench.batches import WAVES, by_batch
 from jakiro_bench.host_profile import host_profile, replayed_host_us
 from jakiro_bench.measure import Render, Run, conversation, measure
 from jakiro_bench.prompts import Prompt
@@ -141,7 +141,7 @@ def _costs(engine: Engine, rows: int, threads: int) -> dict[str, Any]:
 
 
 def _batches(engine: Engine, prompts: Sequence[Sequence[int]], options: BenchOptions) -> list[dict[str, Any]]:
-    with _progress("Timing batches", 4 * options.repeats * sum(options.batch)) as advance:
+    with _progress("Timing batches", 2 * WAVES * options.repeats * sum(options.batch)) as advance:
         asked = (prompts, options.batch, options.max_new_tokens, options.repeats, options.nodes, options.lookup)
         return by_batch(engine, *asked, progress=advance)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from jakiro_bench.numbers import Numbers
 from jakiro_runtime.backends import BACKENDS
 
 _EPILOG = """\b
@@ -28,19 +29,8 @@ class _NamedPath(click.ParamType):
         return name, Path(path)
 
 
-class _Sizes(click.ParamType):
-    name = "n,n,.."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
-        if not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 256 for part in parts):
-            self.fail(f"{value!r} is no list of batch sizes of 1 to 256, such as 1,2,4,8", param, ctx)
-        return tuple(map(int, parts))
-
-
 _FILE = click.Path(path_type=Path)
+_SIZES = Numbers("list of batch sizes of 1 to 256, such as 1,2,4,8", 1, 256)
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -61,7 +51,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--raw", "--no-chat", "raw", is_flag=True, help="Give prompts to the model without its chat template.")
 @click.option("--cost/--no-cost", default=True, help="Time target passes by rows and context as well.")
 @click.option("--profile", is_flag=True, help="Profile the host time of a round, function by function.")
-@click.option("--batch", type=_Sizes(), default="", metavar="N,N,..", show_default="none",
+@click.option("--batch", type=_SIZES, default="", metavar="N,N,..", show_default="none",
               help="Time batches of these sizes too, with and without speculation, as jakiro-serve decodes them.")  # fmt: skip
 @click.option("--compare", default="", metavar="LIST", help="Runtimes to compare with: llama.cpp, onnxruntime-genai, openvino.")
 @click.option(

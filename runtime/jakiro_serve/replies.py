@@ -146,9 +146,8 @@ class _ChoicesForm(Form):
         if gain.tree is None:
             return None
         texts = [self.text(token) for token in gain.tree.tokens]
-        seconds = round(stats.draft + stats.target + stats.host, 6)
-        rows = list(gain.rows)
-        return {"texts": texts, "parents": gain.tree.parents, "accepted": rows, "tau": stats.tau, "seconds": seconds}
+        tree = {"texts": texts, "parents": gain.tree.parents, "accepted": list(gain.rows)}
+        return {**tree, "tau": stats.tau, "seconds": round(stats.decode, 6)}
 
 
 @dataclass

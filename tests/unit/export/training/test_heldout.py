@@ -17,7 +17,7 @@ from jakiro_export.training.sizes import Sizes
 def test_accuracy_is_counted_as_a_head_is_used(depths: int) -> None:
     """One chain at a time, token by token of the text, each guess from the feature that the one before it predicted."""
     torch.manual_seed(0)
-    head = new_head("jakiro", Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0))
+    head = new_head(Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0))
     embedding, projection, kept = torch.randn(60, 16), torch.randn(60, 16), torch.arange(0, 60, 2)
     text = Text()
     conversations = random_conversations(15, vocab=60)

@@ -29,12 +29,12 @@ def test_a_head_that_cannot_be_gone_on_with_gets_a_sentence(
 ) -> None:
     head = tiny.make_head(tmp_path / "head", **changes)
     with pytest.raises(UsageError, match=sentence):
-        loaded(head, "jakiro", SIZES, inner)
+        loaded(head, SIZES, inner)
 
 
 def test_a_damaged_head_gets_a_sentence(tmp_path: Path) -> None:
     tensors = load_file(tiny.make_head(tmp_path / "head") / "model.safetensors")
-    assert loaded(tmp_path / "head", "jakiro", SIZES, None)[0].sizes.inner == 48
+    assert loaded(tmp_path / "head", SIZES, None)[0].sizes.inner == 48
     save_file({name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, tmp_path / "head" / "model.safetensors")
     with pytest.raises(ExportError, match=r"lacks the tensor fc.bias, expected with shape \[48\]"):
-        loaded(tmp_path / "head", "jakiro", SIZES, None)
+        loaded(tmp_path / "head", SIZES, None)

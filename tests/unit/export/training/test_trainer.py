@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from jakiro_export.training.settings import Settings
 from jakiro_export.training.sizes import Sizes
 from jakiro_export.training.trainer import Trainer
 
+SIZES = Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0)
+
 
 def small_trainer(
-    folder: Path, asked: list[int] | None = None, dtype: torch.dtype = torch.float32, **settings: object
+    folder: Path, asked: list[int] | None = None, dtype: torch.dtype = torch.float32, sizes: Sizes = SIZES, **settings: object
 ) -> Trainer:
     torch.manual_seed(0)
     head, text, conversations = (
-        new_head("jakiro", Sizes(16, 2, 1, 8, 16, 1e-5, 10000.0)),
+        new_head(sizes),
         Text(),
         random_conversations(15, vocab=60),
     )
@@ -49,6 +52,14 @@ def test_a_training_goes_on_in_the_type_it_began_with(tmp_path: Path) -> None:
     assert continued.resume()
     assert continued.dtype == continued.draft_projection.dtype == torch.bfloat16
     assert torch.equal(continued.draft_projection, began.draft_projection)
+
+
+@pytest.mark.parametrize("other", [{"experts": False}, {"inner": 24}, {"layers": (1,)}])
+def test_a_head_of_another_kind_begins_anew(tmp_path: Path, other: dict[str, object]) -> None:
+    """In the same folder: its state is not that of the head before."""
+    small_trainer(tmp_path).save()
+    assert small_trainer(tmp_path).resume()
+    assert not small_trainer(tmp_path, sizes=replace(SIZES, **other)).resume()  # type: ignore[arg-type]
 
 
 def test_only_answers_are_learned(tmp_path: Path) -> None:

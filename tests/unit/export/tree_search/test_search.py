@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from jakiro_export.heads.config import TreeShape
 from jakiro_export.heads.model import DraftTree
-from jakiro_export.heads.trees import DynamicBeam
+from jakiro_export.heads.trees import DynamicBeam, StaticPaths
 from jakiro_export.tree_search import search, static
 from jakiro_export.tree_search.shapes import TreeConstraints
 from jakiro_export.tree_search.traces import DraftCall, DraftTrace
@@ -24,7 +26,7 @@ def searched(
         lengths = np.minimum((random.random((300, 12)) < 0.9).cumprod(1).sum(1), draft.levels)
         scores = np.broadcast_to(np.log(0.9) * np.arange(1, 32), (300, 31))
         nodes = [list(range(length)) for length in lengths]
-        return DraftTrace(scores, nodes, nodes)
+        return DraftTrace(scores, nodes)
 
     monkeypatch.setattr(search, "trace", deep)
 
@@ -54,22 +56,29 @@ def test_the_wide_tree_is_a_tree_and_its_best_nodes_are_one() -> None:
     assert max(path[-1] for path in static.wide(2).paths) == 1
     place = {path: n for n, path in enumerate(tree.paths)}
     accepted = [[place[0,], place[0, 0]], [place[1,]], [place[0,], place[0, 0], place[0, 0, 0]], [], [place[1,], place[1, 0]]]
-    traces = [DraftTrace(np.zeros((5, 1)), accepted, accepted)]
-    assert static.best(tree, traces, 3).paths == ((0,), (1,), (0, 0))
-    assert static.best(tree, traces, 5).paths == ((0,), (1,), (0, 0), (1, 0), (0, 0, 0))
+    traces = [DraftTrace(np.zeros((5, 1)), accepted)]
+
+    def paths_of(nodes: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(tree.paths[n] for n in static.best(tree, traces, nodes))
+
+    assert paths_of(3) == ((0,), (1,), (0, 0))
+    assert paths_of(5) == ((0,), (1,), (0, 0), (1, 0), (0, 0, 0))
     accepted = [[place[2,]], [place[2,]], [place[2,]], [place[1,]]]  # by chance
-    assert static.best(tree, [DraftTrace(np.zeros((4, 1)), accepted, accepted)], 1).paths == ((0,),)
+    assert static.best(tree, [DraftTrace(np.zeros((4, 1)), accepted)], 1) == [place[0,]]
 
 
 def test_fixed_paths_are_taken_where_choosing_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft phase of one row a level costs least; where rows are free, the beam's better choice wins."""
 
     def traced(draft: DraftCall, text: object) -> DraftTrace:
-        nodes = [list(range(min(draft.levels, 3)))] * 100
-        return DraftTrace(np.broadcast_to(-0.1 * np.arange(1, 32), (100, 31)), nodes, nodes)
+        tree: Any = draft.call
+        chain = [(0,), (0, 0), (0, 0, 0)]
+        numbers = [tree.paths.index(path) for path in chain] if isinstance(tree, StaticPaths) else [0, 1, 2]
+        nodes = [numbers[: draft.levels]] * 100
+        return DraftTrace(np.broadcast_to(-0.1 * np.arange(1, 97), (100, 96)), nodes)
 
     monkeypatch.setattr(search, "trace", traced)
-    call = lambda tree: DraftCall(None, None, tree.shape.depth + 1)  # noqa: E731
+    call = lambda tree: DraftCall(tree, None, tree.shape.depth + 1)  # noqa: E731
     rates = {}
     for row_ms in (0.01, 5.0):
         found = search.Search([None], call, TreeConstraints(None, None, None), DynamicBeam(TreeShape()), 8)  # type: ignore

@@ -40,7 +40,7 @@ def synthetic(seed: int, places: int = 400, nodes: int = 31) -> DraftTrace:
     scores = np.log(steps).cumsum(1)
     lengths = (random.random((places, nodes)) < steps).cumprod(1).sum(1)
     nodes = [list(range(length)) for length in lengths]
-    return DraftTrace(scores, nodes, nodes)
+    return DraftTrace(scores, nodes)
 
 
 def test_choosing_round_by_round_beats_every_fixed_number() -> None:
